@@ -1,0 +1,323 @@
+"""Every setting of a run: one frozen dataclass per YAML section, one field per key.
+
+A YAML file maps one to one onto `Config`. `load_config` is strict: an unknown or duplicate key, or a value
+of another type, is a ConfigError that names file, line, dotted key and the nearest valid name. Derived
+values are computed where they are used and never written back.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from unitdist.errors import ConfigError
+
+
+def _require(condition: bool, key: str, requirement: str, value: object) -> None:
+    if not condition:
+        raise ConfigError(f"{key}: must be {requirement}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where the run writes and what makes it repeatable."""
+
+    folder: str = "runs"
+    """Folder that holds the run folders."""
+    name: str | None = None
+    """Name of this run's folder (null: the config file's name)."""
+    seed: int = 0
+    """Seed of weights, sample order and augmentation, >= 0."""
+    deterministic: bool = False
+    """Ask torch for deterministic algorithms (slower on a GPU)."""
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "run.seed", ">= 0", self.seed)
+        _require(
+            self.name is None or (self.name not in ("", ".", "..") and "/" not in self.name),
+            "run.name", "a plain folder name", self.name,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network and its normalization."""
+
+    name: str = "preact_resnet101"
+    """preact_resnet{18,34,50,101,152} | cifar_resnet{20,110,164} | mnist_mlp | mnist_resnet8 | timm:NAME (converted)."""
+    num_classes: int = 1000
+    """Outputs of the classifier, >= 2."""
+    norm: Literal["unitization", "batchnorm", "groupnorm"] = "unitization"
+    """Normalization layer."""
+    norm_divisor: int | None = None
+    """Fixed norm divisor n of every Unitization layer (null: each layer's own H*W at data.image_size_px)."""
+    norm_scope: Literal["image", "pixel"] = "image"
+    """One norm per image (Alg. 2, Fig. 1c) or per pixel over channels (Fig. 1b)."""
+    norm_eps: float = 1e-5
+    """eps of the normalization, > 0."""
+    norm_momentum: float = 0.1
+    """Momentum of the running statistics, PyTorch's convention, in (0, 1]."""
+    group_norm_groups: int | None = None
+    """groupnorm: number of groups (give this or group_norm_channels)."""
+    group_norm_channels: int | None = None
+    """groupnorm: channels per group (give this or group_norm_groups)."""
+    sync_group: Literal["world", "node", "none"] = "world"
+    """Ranks over which batch statistics are synchronized."""
+    stats_batch_size: int | None = None
+    """Images per batch statistic; sets the size of the sync groups and replaces sync_group (paper: 64)."""
+    stride_in_first_conv: bool = True
+    """Bottleneck blocks: stride in the first 1x1 convolution (paper) instead of in the 3x3."""
+    raw_projection: bool = True
+    """Projection shortcuts read the block's raw input (paper) instead of the pre-activated one."""
+    stem_norm: bool | None = None
+    """Norm and ReLU right after the stem convolution (null: CIFAR yes, ImageNet no)."""
+    final_norm: bool | None = None
+    """Norm after the last block (null: CIFAR yes, ImageNet no, as in the paper)."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_classes >= 2, "model.num_classes", ">= 2", self.num_classes)
+        _require(self.norm_divisor is None or self.norm_divisor >= 1, "model.norm_divisor", ">= 1 or null", self.norm_divisor)
+        _require(self.norm_eps > 0, "model.norm_eps", "> 0", self.norm_eps)
+        _require(0 < self.norm_momentum <= 1, "model.norm_momentum", "in (0, 1]", self.norm_momentum)
+        for key in ("group_norm_groups", "group_norm_channels", "stats_batch_size"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, f"model.{key}", ">= 1 or null", value)
+        given = (self.group_norm_groups is not None) + (self.group_norm_channels is not None)
+        if self.norm == "groupnorm" and given != 1:
+            raise ConfigError("model.norm: groupnorm needs exactly one of model.group_norm_groups and model.group_norm_channels")
+        if self.norm != "groupnorm" and given:
+            raise ConfigError(f"model.group_norm_groups and model.group_norm_channels are for norm: groupnorm, not {self.norm}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Images, batches and augmentation."""
+
+    path: str = ""
+    """Data set folder: holds train_split and val_split (image_folder), or torchvision's layout (mnist, cifar)."""
+    dataset: Literal["image_folder", "mnist", "cifar10", "cifar100", "synthetic"] = "image_folder"
+    """What lies at data.path."""
+    loader: Literal["dali", "torchvision", "resident", "synthetic"] = "dali"
+    """Who decodes and augments: dali and torchvision for image_folder, resident for mnist and cifar, synthetic for none."""
+    train_split: str = "train"
+    """Sub-folder with one folder of training images per class."""
+    val_split: str = "val"
+    """Sub-folder with one folder of validation images per class."""
+    image_size_px: int = 224
+    """Side of the square training and validation images."""
+    global_batch_size: int = 64
+    """Images per optimizer step over all ranks and accumulation steps."""
+    val_batch_size: int = 64
+    """Images per validation step over all ranks (rounded up to a multiple of the ranks)."""
+    augmentation: Literal["scale", "random_resized_crop", "pad_crop_flip", "none"] = "scale"
+    """scale: shorter side random, random crop, flip (paper). pad_crop_flip: pad 4, crop, flip (CIFAR)."""
+    scale_range_px: tuple[int, int] = (256, 480)
+    """scale: the shorter side is a uniform integer in this closed range."""
+    area_range: tuple[float, float] = (0.08, 1.0)
+    """random_resized_crop: share of the image's area."""
+    aspect_range: tuple[float, float] = (0.75, 4 / 3)
+    """random_resized_crop: width over height, drawn log-uniformly."""
+    flip_probability: float = 0.5
+    """Probability of the horizontal flip."""
+    val_resize_px: int = 256
+    """Validation: shorter side before the centre crop of image_size_px."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Channel means subtracted, in units of the full range [0, 1]."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Channel standard deviations divided by, in units of the full range [0, 1]."""
+    num_threads: int = 4
+    """Decoding threads (dali) or worker processes (torchvision) per rank."""
+    prefetch_batches: int = 2
+    """Batches prepared ahead."""
+    on_broken: Literal["error", "replace"] = "error"
+    """An image that cannot be decoded: stop with its name, or replace it by one of its class, counted."""
+    max_broken_share: float = 0.0001
+    """on_broken: replace stops above this share of the training set."""
+
+    def __post_init__(self) -> None:
+        for key in ("image_size_px", "global_batch_size", "val_batch_size", "val_resize_px", "num_threads", "prefetch_batches"):
+            _require(getattr(self, key) >= 1, f"data.{key}", ">= 1", getattr(self, key))
+        for key in ("scale_range_px", "area_range", "aspect_range"):
+            low, high = getattr(self, key)
+            _require(0 < low <= high, f"data.{key}", "two numbers, 0 < first <= second", [low, high])
+        _require(self.area_range[1] <= 1, "data.area_range", "at most 1", self.area_range[1])
+        _require(0 <= self.flip_probability <= 1, "data.flip_probability", "in [0, 1]", self.flip_probability)
+        _require(0 <= self.max_broken_share <= 1, "data.max_broken_share", "in [0, 1]", self.max_broken_share)
+        _require(len(self.mean) == len(self.std) and min(self.std, default=0) > 0, "data.std", "as long as data.mean, all > 0", list(self.std))
+        if self.augmentation == "scale" and self.scale_range_px[0] < self.image_size_px and self.dataset == "image_folder":
+            raise ConfigError(
+                f"data.scale_range_px: {self.scale_range_px[0]} is smaller than the crop data.image_size_px: {self.image_size_px}"
+            )
+        allowed = {"image_folder": ("dali", "torchvision"), "synthetic": ("synthetic",)}.get(self.dataset, ("resident",))
+        if self.loader not in allowed:
+            raise ConfigError(f"data.loader: {self.loader} cannot read data.dataset: {self.dataset}; allowed: {', '.join(allowed)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimizer. Norm parameters (weight, bias, alpha) and biases never decay."""
+
+    name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
+    """sgd and adamw are torch's, lars and lamb timm's."""
+    lr: float = 0.01
+    """Learning rate at reference_batch_size, > 0; scaled linearly to data.global_batch_size."""
+    reference_batch_size: int | None = None
+    """Batch for which optim.lr is stated (null: data.global_batch_size, no scaling)."""
+    momentum: float = 0.9
+    """sgd, lars: momentum in [0, 1)."""
+    nesterov: bool = True
+    """sgd: Nesterov momentum."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """adamw, lamb: decay of the two moments."""
+    weight_decay: float = 1e-4
+    """Weight decay of convolution and linear weights, >= 0."""
+    clip_norm: float | None = None
+    """Clip the gradient's global l2 norm to this, > 0 (null: no clipping)."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", "> 0", self.lr)
+        _require(self.reference_batch_size is None or self.reference_batch_size >= 1, "optim.reference_batch_size", ">= 1 or null", self.reference_batch_size)
+        _require(0 <= self.momentum < 1, "optim.momentum", "in [0, 1)", self.momentum)
+        _require(self.weight_decay >= 0, "optim.weight_decay", ">= 0", self.weight_decay)
+        _require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", "> 0 or null", self.clip_norm)
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise ConfigError("optim.nesterov: needs optim.momentum > 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate as a pure function of the step."""
+
+    name: Literal["step", "cosine", "constant"] = "step"
+    """step: times factor at each milestone. cosine: half a cosine to min_lr_share."""
+    milestones_epochs: tuple[int, ...] = (31, 61, 91)
+    """step: epochs, counted from 1, from which on the rate is multiplied by factor once more."""
+    factor: float = 0.2
+    """step: multiplier at each milestone, in (0, 1]."""
+    warmup_epochs: float = 0.0
+    """Linear warm-up from warmup_start_share to the full rate."""
+    warmup_start_share: float = 0.0
+    """Share of the full rate at which the warm-up starts, in [0, 1]."""
+    min_lr_share: float = 0.0
+    """cosine: share of the full rate at the end, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        _require(list(self.milestones_epochs) == sorted(set(self.milestones_epochs)) and min(self.milestones_epochs, default=1) >= 1,
+                 "schedule.milestones_epochs", "increasing epochs >= 1", list(self.milestones_epochs))
+        _require(0 < self.factor <= 1, "schedule.factor", "in (0, 1]", self.factor)
+        _require(self.warmup_epochs >= 0, "schedule.warmup_epochs", ">= 0", self.warmup_epochs)
+        _require(0 <= self.warmup_start_share <= 1, "schedule.warmup_start_share", "in [0, 1]", self.warmup_start_share)
+        _require(0 <= self.min_lr_share <= 1, "schedule.min_lr_share", "in [0, 1]", self.min_lr_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training loop."""
+
+    epochs: int = 120
+    """Passes over the training set."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps (null: all epochs). The schedule still spans train.epochs."""
+    engine: Literal["ddp", "deepspeed"] = "ddp"
+    """Data-parallel engine behind Accelerate."""
+    zero_stage: int = 0
+    """deepspeed: ZeRO stage 0 to 3."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type of the forward pass; parameters stay fp32."""
+    accumulation_steps: int = 1
+    """Micro-batches per optimizer step, >= 1."""
+    channels_last: bool = True
+    """Keep images and weights in the channels_last memory format."""
+    compile: bool = False
+    """torch.compile the model."""
+    ema_decay: float | None = None
+    """Exponential moving average of the weights, in (0, 1) (null: none); validated and saved beside them."""
+    label_smoothing: float = 0.0
+    """In [0, 1)."""
+    mixup_alpha: float = 0.0
+    """timm's mixup, 0: off."""
+    cutmix_alpha: float = 0.0
+    """timm's cutmix, 0: off."""
+    log_every_steps: int = 50
+    """Steps between log lines; the only moments at which the loss is read from the device."""
+    timeout_s: int = 600
+    """Seconds after which a collective that does not complete is an error."""
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "accumulation_steps", "log_every_steps", "timeout_s"):
+            _require(getattr(self, key) >= 1, f"train.{key}", ">= 1", getattr(self, key))
+        _require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", ">= 1 or null", self.max_steps)
+        _require(0 <= self.zero_stage <= 3, "train.zero_stage", "0, 1, 2 or 3", self.zero_stage)
+        _require(self.ema_decay is None or 0 < self.ema_decay < 1, "train.ema_decay", "in (0, 1) or null", self.ema_decay)
+        _require(0 <= self.label_smoothing < 1, "train.label_smoothing", "in [0, 1)", self.label_smoothing)
+        for key in ("mixup_alpha", "cutmix_alpha"):
+            _require(getattr(self, key) >= 0, f"train.{key}", ">= 0", getattr(self, key))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is saved, and when. Always: last.pt and best.pt (highest validation top-1)."""
+
+    every_epochs: int = 1
+    """Save last.pt after every so many epochs, >= 1."""
+    every_steps: int | None = None
+    """Save last.pt after every so many optimizer steps as well (null: never within an epoch)."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_epochs >= 1, "checkpoint.every_epochs", ">= 1", self.every_epochs)
+        _require(self.every_steps is None or self.every_steps >= 1, "checkpoint.every_steps", ">= 1 or null", self.every_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Validation in the loop, and the protocols of Table 3 at the end of training."""
+
+    every_epochs: int = 1
+    """Single-crop validation after every so many epochs, >= 1."""
+    protocols: tuple[str, ...] = ()
+    """Run on best.pt at the end: any of crops, fully_convolutional, single, ten_crop."""
+    scales_px: tuple[int, ...] = (224, 256, 384, 480, 640)
+    """Shorter sides of the multi-scale protocols."""
+    crop_px: int = 224
+    """Side of the crops."""
+    mirror: bool = True
+    """fully_convolutional: average over the mirrored image too."""
+    average: Literal["softmax", "logits"] = "softmax"
+    """What is averaged over views and scales."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_epochs >= 1, "evaluation.every_epochs", ">= 1", self.every_epochs)
+        known = ("crops", "fully_convolutional", "single", "ten_crop")
+        for protocol in self.protocols:
+            _require(protocol in known, "evaluation.protocols", f"among {', '.join(known)}", protocol)
+        _require(bool(self.scales_px) and list(self.scales_px) == sorted(set(self.scales_px)), "evaluation.scales_px", "increasing sides", list(self.scales_px))
+        if self.scales_px[0] < self.crop_px:
+            raise ConfigError(f"evaluation.scales_px: {self.scales_px[0]} is smaller than evaluation.crop_px: {self.crop_px}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisConfig:
+    """Live measures of covariate shift."""
+
+    every_epochs: int = 1
+    """Write every layer's alpha and p to TensorBoard and metrics.jsonl after so many epochs, 0: never."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_epochs >= 0, "analysis.every_epochs", ">= 0", self.every_epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of one run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+
+    def __post_init__(self) -> None:
+        if self.schedule.warmup_epochs >= self.train.epochs:
+            raise ConfigError(f"schedule.warmup_epochs: {self.schedule.warmup_epochs:g} >= train.epochs: {self.train.epochs}")
