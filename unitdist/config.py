@@ -298,10 +298,24 @@ class AnalysisConfig:
     """Live measures of covariate shift."""
 
     every_epochs: int = 1
-    """Write every layer's alpha and p to TensorBoard and metrics.jsonl after so many epochs, 0: never."""
+    """Write every layer's alpha, p, bound and moments to TensorBoard and metrics.jsonl after so many epochs, 0: never."""
+    layers: tuple[str, ...] = ()
+    """Module names of the layers to measure (empty: every normalization layer)."""
+    split: Literal["train", "val"] = "val"
+    """Images to measure on, never augmented."""
+    num_samples: int | None = 512
+    """Measure on this many images of the split, >= 2 (null: all of them)."""
+    per_unit: bool = False
+    """Write each unit's moments to metrics.jsonl too, not only their average over the layer's units."""
+    em_distance_layers: tuple[str, ...] = ()
+    """Layers whose EM distance since the last measure is estimated by Alg. 3 (empty: none; it costs em_distance_steps forward passes of two nets)."""
+    em_distance_steps: int = 1500
+    """Alg. 3: training steps of the critics on batches of 128 images, >= 1."""
 
     def __post_init__(self) -> None:
         _require(self.every_epochs >= 0, "analysis.every_epochs", ">= 0", self.every_epochs)
+        _require(self.num_samples is None or self.num_samples >= 2, "analysis.num_samples", ">= 2 or null", self.num_samples)
+        _require(self.em_distance_steps >= 1, "analysis.em_distance_steps", ">= 1", self.em_distance_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
