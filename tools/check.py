@@ -34,8 +34,13 @@ def main() -> int:
     failed = [
         " ".join(command)
         for command in commands
-        if subprocess.run([sys.executable, "-m", *command] if command[0] != "lint-imports" else [str(Path(sys.executable).parent / "lint-imports")],
-                          cwd=ROOT, env=environment).returncode
+        if subprocess.run(
+            [sys.executable, "-m", *command]
+            if command[0] != "lint-imports"
+            else [str(Path(sys.executable).parent / "lint-imports")],
+            cwd=ROOT,
+            env=environment,
+        ).returncode
     ]
     for command in failed:
         print(f"failed: {command}", file=sys.stderr)

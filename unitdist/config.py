@@ -33,7 +33,9 @@ class RunConfig:
         _require(self.seed >= 0, "run.seed", ">= 0", self.seed)
         _require(
             self.name is None or (self.name not in ("", ".", "..") and "/" not in self.name),
-            "run.name", "a plain folder name", self.name,
+            "run.name",
+            "a plain folder name",
+            self.name,
         )
 
 
@@ -74,7 +76,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(self.num_classes >= 2, "model.num_classes", ">= 2", self.num_classes)
-        _require(self.norm_divisor is None or self.norm_divisor >= 1, "model.norm_divisor", ">= 1 or null", self.norm_divisor)
+        _require(
+            self.norm_divisor is None or self.norm_divisor >= 1, "model.norm_divisor", ">= 1 or null", self.norm_divisor
+        )
         _require(self.norm_eps > 0, "model.norm_eps", "> 0", self.norm_eps)
         _require(0 < self.norm_momentum <= 1, "model.norm_momentum", "in (0, 1]", self.norm_momentum)
         for key in ("group_norm_groups", "group_norm_channels", "stats_batch_size"):
@@ -82,9 +86,13 @@ class ModelConfig:
             _require(value is None or value >= 1, f"model.{key}", ">= 1 or null", value)
         given = (self.group_norm_groups is not None) + (self.group_norm_channels is not None)
         if self.norm == "groupnorm" and given != 1:
-            raise ConfigError("model.norm: groupnorm needs exactly one of model.group_norm_groups and model.group_norm_channels")
+            raise ConfigError(
+                "model.norm: groupnorm needs exactly one of model.group_norm_groups and model.group_norm_channels"
+            )
         if self.norm != "groupnorm" and given:
-            raise ConfigError(f"model.group_norm_groups and model.group_norm_channels are for norm: groupnorm, not {self.norm}")
+            raise ConfigError(
+                f"model.group_norm_groups and model.group_norm_channels are for norm: groupnorm, not {self.norm}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +141,14 @@ class DataConfig:
     """on_broken: replace stops above this share of the training set."""
 
     def __post_init__(self) -> None:
-        for key in ("image_size_px", "global_batch_size", "val_batch_size", "val_resize_px", "num_threads", "prefetch_batches"):
+        for key in (
+            "image_size_px",
+            "global_batch_size",
+            "val_batch_size",
+            "val_resize_px",
+            "num_threads",
+            "prefetch_batches",
+        ):
             _require(getattr(self, key) >= 1, f"data.{key}", ">= 1", getattr(self, key))
         for key in ("scale_range_px", "area_range", "aspect_range"):
             low, high = getattr(self, key)
@@ -141,14 +156,27 @@ class DataConfig:
         _require(self.area_range[1] <= 1, "data.area_range", "at most 1", self.area_range[1])
         _require(0 <= self.flip_probability <= 1, "data.flip_probability", "in [0, 1]", self.flip_probability)
         _require(0 <= self.max_broken_share <= 1, "data.max_broken_share", "in [0, 1]", self.max_broken_share)
-        _require(len(self.mean) == len(self.std) and min(self.std, default=0) > 0, "data.std", "as long as data.mean, all > 0", list(self.std))
-        if self.augmentation == "scale" and self.scale_range_px[0] < self.image_size_px and self.dataset == "image_folder":
+        _require(
+            len(self.mean) == len(self.std) and min(self.std, default=0) > 0,
+            "data.std",
+            "as long as data.mean, all > 0",
+            list(self.std),
+        )
+        if (
+            self.augmentation == "scale"
+            and self.scale_range_px[0] < self.image_size_px
+            and self.dataset == "image_folder"
+        ):
             raise ConfigError(
                 f"data.scale_range_px: {self.scale_range_px[0]} is smaller than the crop data.image_size_px: {self.image_size_px}"
             )
-        allowed = {"image_folder": ("dali", "torchvision"), "synthetic": ("synthetic",)}.get(self.dataset, ("resident",))
+        allowed = {"image_folder": ("dali", "torchvision"), "synthetic": ("synthetic",)}.get(
+            self.dataset, ("resident",)
+        )
         if self.loader not in allowed:
-            raise ConfigError(f"data.loader: {self.loader} cannot read data.dataset: {self.dataset}; allowed: {', '.join(allowed)}")
+            raise ConfigError(
+                f"data.loader: {self.loader} cannot read data.dataset: {self.dataset}; allowed: {', '.join(allowed)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +202,12 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optim.lr", "> 0", self.lr)
-        _require(self.reference_batch_size is None or self.reference_batch_size >= 1, "optim.reference_batch_size", ">= 1 or null", self.reference_batch_size)
+        _require(
+            self.reference_batch_size is None or self.reference_batch_size >= 1,
+            "optim.reference_batch_size",
+            ">= 1 or null",
+            self.reference_batch_size,
+        )
         _require(0 <= self.momentum < 1, "optim.momentum", "in [0, 1)", self.momentum)
         _require(self.weight_decay >= 0, "optim.weight_decay", ">= 0", self.weight_decay)
         _require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", "> 0 or null", self.clip_norm)
@@ -200,8 +233,13 @@ class ScheduleConfig:
     """cosine: share of the full rate at the end, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        _require(list(self.milestones_epochs) == sorted(set(self.milestones_epochs)) and min(self.milestones_epochs, default=1) >= 1,
-                 "schedule.milestones_epochs", "increasing epochs >= 1", list(self.milestones_epochs))
+        _require(
+            list(self.milestones_epochs) == sorted(set(self.milestones_epochs))
+            and min(self.milestones_epochs, default=1) >= 1,
+            "schedule.milestones_epochs",
+            "increasing epochs >= 1",
+            list(self.milestones_epochs),
+        )
         _require(0 < self.factor <= 1, "schedule.factor", "in (0, 1]", self.factor)
         _require(self.warmup_epochs >= 0, "schedule.warmup_epochs", ">= 0", self.warmup_epochs)
         _require(0 <= self.warmup_start_share <= 1, "schedule.warmup_start_share", "in [0, 1]", self.warmup_start_share)
@@ -246,7 +284,9 @@ class TrainConfig:
             _require(getattr(self, key) >= 1, f"train.{key}", ">= 1", getattr(self, key))
         _require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", ">= 1 or null", self.max_steps)
         _require(0 <= self.zero_stage <= 3, "train.zero_stage", "0, 1, 2 or 3", self.zero_stage)
-        _require(self.ema_decay is None or 0 < self.ema_decay < 1, "train.ema_decay", "in (0, 1) or null", self.ema_decay)
+        _require(
+            self.ema_decay is None or 0 < self.ema_decay < 1, "train.ema_decay", "in (0, 1) or null", self.ema_decay
+        )
         _require(0 <= self.label_smoothing < 1, "train.label_smoothing", "in [0, 1)", self.label_smoothing)
         for key in ("mixup_alpha", "cutmix_alpha"):
             _require(getattr(self, key) >= 0, f"train.{key}", ">= 0", getattr(self, key))
@@ -263,7 +303,12 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         _require(self.every_epochs >= 1, "checkpoint.every_epochs", ">= 1", self.every_epochs)
-        _require(self.every_steps is None or self.every_steps >= 1, "checkpoint.every_steps", ">= 1 or null", self.every_steps)
+        _require(
+            self.every_steps is None or self.every_steps >= 1,
+            "checkpoint.every_steps",
+            ">= 1 or null",
+            self.every_steps,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,9 +333,16 @@ class EvaluationConfig:
         known = ("crops", "fully_convolutional", "single", "ten_crop")
         for protocol in self.protocols:
             _require(protocol in known, "evaluation.protocols", f"among {', '.join(known)}", protocol)
-        _require(bool(self.scales_px) and list(self.scales_px) == sorted(set(self.scales_px)), "evaluation.scales_px", "increasing sides", list(self.scales_px))
+        _require(
+            bool(self.scales_px) and list(self.scales_px) == sorted(set(self.scales_px)),
+            "evaluation.scales_px",
+            "increasing sides",
+            list(self.scales_px),
+        )
         if self.scales_px[0] < self.crop_px:
-            raise ConfigError(f"evaluation.scales_px: {self.scales_px[0]} is smaller than evaluation.crop_px: {self.crop_px}")
+            raise ConfigError(
+                f"evaluation.scales_px: {self.scales_px[0]} is smaller than evaluation.crop_px: {self.crop_px}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +366,9 @@ class AnalysisConfig:
 
     def __post_init__(self) -> None:
         _require(self.every_epochs >= 0, "analysis.every_epochs", ">= 0", self.every_epochs)
-        _require(self.num_samples is None or self.num_samples >= 2, "analysis.num_samples", ">= 2 or null", self.num_samples)
+        _require(
+            self.num_samples is None or self.num_samples >= 2, "analysis.num_samples", ">= 2 or null", self.num_samples
+        )
         _require(self.em_distance_steps >= 1, "analysis.em_distance_steps", ">= 1", self.em_distance_steps)
 
 
@@ -334,4 +388,6 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.schedule.warmup_epochs >= self.train.epochs:
-            raise ConfigError(f"schedule.warmup_epochs: {self.schedule.warmup_epochs:g} >= train.epochs: {self.train.epochs}")
+            raise ConfigError(
+                f"schedule.warmup_epochs: {self.schedule.warmup_epochs:g} >= train.epochs: {self.train.epochs}"
+            )

@@ -76,7 +76,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     """`section.key=value` -> (dotted key, typed value). Raises ConfigError."""
     key, equals, value = text.partition("=")
     if not equals or key.count(".") != 1:
-        raise ConfigError(f"cannot read the argument {text!r}; overrides look like section.key=value, e.g. train.epochs=90")
+        raise ConfigError(
+            f"cannot read the argument {text!r}; overrides look like section.key=value, e.g. train.epochs=90"
+        )
     try:
         return key, yaml.load(value, Loader=_Yaml)
     except yaml.YAMLError:
@@ -156,7 +158,9 @@ def _read_tree(file: Path, seen: tuple[Path, ...]) -> _Tree:
             tree[name][""] = ({}, where)
     if base is None:
         return tree
-    merged = _read_tree(find_config(file.parent / base if (file.parent / base).is_file() else base), (*seen, file.resolve()))
+    merged = _read_tree(
+        find_config(file.parent / base if (file.parent / base).is_file() else base), (*seen, file.resolve())
+    )
     _merge(merged, tree)
     return merged
 
@@ -166,7 +170,9 @@ def _pairs(node: Any, file: Path, prefix: str) -> Iterator[tuple[str, str, Any]]
     if node is None or (isinstance(node, yaml.ScalarNode) and node.value == ""):
         return
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{file}:{node.start_mark.line + 1}: {prefix.rstrip('.') or 'a config'} must hold `key: value` lines")
+        raise ConfigError(
+            f"{file}:{node.start_mark.line + 1}: {prefix.rstrip('.') or 'a config'} must hold `key: value` lines"
+        )
     seen: set[str] = set()
     for key_node, value_node in node.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
@@ -200,7 +206,9 @@ def _build(tree: _Tree) -> Config:
     for name, fields in tree.items():
         places = [place for _, place in fields.values()]
         if name not in sections:
-            raise ConfigError(f"{_at(places)}unknown section {name}{_nearest(name, list(sections))}; sections: {', '.join(sections)}")
+            raise ConfigError(
+                f"{_at(places)}unknown section {name}{_nearest(name, list(sections))}; sections: {', '.join(sections)}"
+            )
         kind = sections[name]
         keys = {field.name: field.type for field in dataclasses.fields(kind)}
         values = {}
@@ -238,7 +246,9 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
     if origin is Literal:
         if value in arguments and not isinstance(value, bool):
             return value
-        raise ConfigError(f"{key}: expected one of {', '.join(map(str, arguments))}, got {value!r}{_nearest(str(value), list(map(str, arguments)))}")
+        raise ConfigError(
+            f"{key}: expected one of {', '.join(map(str, arguments))}, got {value!r}{_nearest(str(value), list(map(str, arguments)))}"
+        )
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{key}: expected a list, got {value!r}")
@@ -246,7 +256,9 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
         if not variadic and len(value) != len(arguments):
             raise ConfigError(f"{key}: expected {len(arguments)} values, got {len(value)}: {value!r}")
         kinds = [arguments[0]] * len(value) if variadic else list(arguments)
-        return tuple(_typed(item, item_kind, f"{key}[{i}]") for i, (item, item_kind) in enumerate(zip(value, kinds, strict=True)))
+        return tuple(
+            _typed(item, item_kind, f"{key}[{i}]") for i, (item, item_kind) in enumerate(zip(value, kinds, strict=True))
+        )
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
@@ -262,7 +274,11 @@ def _type_name(kind: Any) -> str:
     if origin is Literal:
         return " | ".join(map(str, arguments))
     if origin is tuple:
-        return f"list of {_type_name(arguments[0])}" if arguments[-1] is Ellipsis else f"list of {len(arguments)}, each {_type_name(arguments[0])}"
+        return (
+            f"list of {_type_name(arguments[0])}"
+            if arguments[-1] is Ellipsis
+            else f"list of {len(arguments)}, each {_type_name(arguments[0])}"
+        )
     return names[kind]
 
 
@@ -278,5 +294,9 @@ def _scalar(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return value if re.fullmatch(r"[A-Za-z_./][\w./:-]*", value) and value not in ("true", "false", "null") else repr(value)
+        return (
+            value
+            if re.fullmatch(r"[A-Za-z_./][\w./:-]*", value) and value not in ("true", "false", "null")
+            else repr(value)
+        )
     return repr(value)

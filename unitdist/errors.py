@@ -9,6 +9,8 @@ class UnitdistError(Exception):
     """Base of every error that unitdist raises on purpose."""
 
     exit_code = 1
+    speaker: int | None = None
+    """The rank that prints the message; None: the rank that raised it."""
 
 
 class ConfigError(UnitdistError):

@@ -56,8 +56,6 @@ class World:
         try:
             size = int(env["WORLD_SIZE"])
             local_size = int(env.get("LOCAL_WORLD_SIZE") or env.get("LOCAL_SIZE") or size)
-            return cls(
-                rank=int(env["RANK"]), local_rank=int(env["LOCAL_RANK"]), size=size, local_size=local_size
-            )
+            return cls(rank=int(env["RANK"]), local_rank=int(env["LOCAL_RANK"]), size=size, local_size=local_size)
         except ValueError as error:
             raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}") from None

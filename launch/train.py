@@ -1,0 +1,61 @@
+"""Train a network: `torchrun launch/train.py --config imagenet_r101_unit.yaml [section.key=value ...]`.
+
+`python`, `torchrun`, `accelerate launch` and `deepspeed` all start this script; a bare config name is found in configs/.
+Exit code 2: something in the command or config cannot be used; 1: anything else went wrong.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from unitdist.config_file import describe_keys, dump_config, load_config  # noqa: E402
+from unitdist.train.agreement import reporting_errors  # noqa: E402
+from unitdist.world import World  # noqa: E402
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=f"keys:\n{describe_keys()}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config", "-c", required=True, metavar="FILE", help="YAML file, or the name of one in configs/"
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="auto|PATH",
+        help="auto: go on from the run folder's last.pt if there is one; or a checkpoint",
+    )
+    parser.add_argument("--data-dir", "--data-path", metavar="DIR", help="the same as data.path=DIR")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and leave")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
+    )  # what deepspeed's launcher adds
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace keys of the config")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    world = World.from_environment()
+    overrides = [*arguments.overrides, *([f"data.path={arguments.data_dir}"] if arguments.data_dir else [])]
+    with reporting_errors(world, debug=arguments.debug):
+        config = load_config(arguments.config, overrides)
+        if arguments.print_config:
+            print(dump_config(config), end="")
+            return
+        from unitdist.train.engine import stop_engine  # after the config is known to be good: this import takes seconds
+        from unitdist.train.loop import train
+
+        folder = train(config, resume=arguments.resume)
+        if config.evaluation.protocols:
+            from evaluation.after_training import evaluate_run
+
+            evaluate_run(config, folder, world)
+        stop_engine()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Ranks that agree: on an error during set-up, on who speaks, on what rank 0 read."""
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from unitdist.errors import TrainingError, UnitdistError
+from unitdist.world import World
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def agreed(world: World) -> Iterator[None]:
+    """Around set-up work without collectives: if it fails on any rank, all ranks raise the first failing rank's error.
+
+    So a file that is missing on one node ends the whole job at once, and one rank says why.
+    """
+    own: UnitdistError | None = None
+    try:
+        yield
+    except UnitdistError as error:
+        own = error
+    if world.size == 1:
+        if own is not None:
+            raise own
+        return
+    outcomes: list[tuple[type[UnitdistError], str] | None] = [None] * world.size
+    dist.all_gather_object(outcomes, None if own is None else (type(own), str(own)))
+    for rank, outcome in enumerate(outcomes):
+        if outcome is not None:
+            kind, message = outcome
+            error = kind(message)
+            error.speaker = rank
+            raise error from own
+
+
+def from_rank_zero(world: World, make: Callable[[], T]) -> T:
+    """`make()` is called on rank 0, and what it returns reaches every rank; so does an error of unitdist."""
+    box: list[T | None] = [None]
+    with agreed(world):
+        if world.is_main:
+            box[0] = make()
+    if world.size > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def reporting_errors(world: World, *, debug: bool) -> Iterator[None]:
+    """Around a script's main: an error of unitdist becomes one line by one rank and its exit code, never a hang.
+
+    A rank that only notices that another one has gone says that, in one line. With `debug` tracebacks are shown.
+    Anything else is our own mistake and keeps its traceback.
+    """
+    try:
+        yield
+    except UnitdistError as error:
+        if error.speaker in (None, world.rank):
+            if debug:
+                traceback.print_exc()
+            _say(world, str(error))
+        _leave(error.exit_code)
+    except KeyboardInterrupt:
+        _say(world, "interrupted")
+        _leave(130)
+    except RuntimeError as error:
+        if not lost_contact(error):
+            raise
+        if debug:
+            traceback.print_exc()
+        _say(world, "lost contact with another rank, whose own message says why it left")
+        _leave(TrainingError.exit_code)
+
+
+def lost_contact(error: RuntimeError) -> bool:
+    """True for the errors that gloo and NCCL raise when a peer has gone or does not answer in time."""
+    signs = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Timed out waiting",
+        "Broken pipe",
+        "NCCL",
+        "Socket closed",
+    )
+    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(sign in str(error) for sign in signs)
+
+
+def _say(world: World, message: str) -> None:
+    prefix = f"unitdist [rank {world.rank}]" if world.size > 1 else "unitdist"
+    print(f"{prefix}: error: {message}", file=sys.stderr, flush=True)
+
+
+def _leave(code: int) -> None:
+    if torch.cuda.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(code)

@@ -1,0 +1,133 @@
+"""One checkpoint file: written atomically, checked before it is used, loaded without running code.
+
+Keys of a checkpoint (all plain values and tensors, so `weights_only=True` reads it):
+
+| key | content |
+| --- | --- |
+| format | "unitdist-1" |
+| config | nested dict, as in the YAML file |
+| model | state dict with plain names (no `module.`), running statistics and norm divisors included |
+| model_ema | state dict of the averaged weights, or None |
+| optimizer | {"state": {parameter name: {buffer name: tensor or number}}}, the same for DDP and every ZeRO stage |
+| scaler | state of the fp16 loss scaler, or None |
+| epoch, step | epochs finished; optimizer steps taken |
+| samples | training images of the unfinished epoch already consumed, over all ranks |
+| rng | {"seed": int}: every draw is a function of (seed, step, rank) or (seed, epoch, sample), so the seed is all |
+| loader | fingerprint of the training data |
+| partial | per-rank sums of the unfinished epoch's training metrics |
+| class_to_idx | class name -> label |
+| metrics | last validation, and the best one |
+| versions | of unitdist, torch, Python; world size |
+"""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unitdist.errors import CheckpointError, ConfigError
+
+FORMAT = "unitdist-1"
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write to a temporary name, fsync, rename, fsync the folder: a kill leaves the old file or the new one.
+
+    Raises CheckpointError when the disk is full or the folder cannot be written; the old file then stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"cannot write the checkpoint {path}: {error}; what was saved before is intact"
+        ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that a kill in the middle of a save leaves behind."""
+    for leftover in folder.glob(".*.pt.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def read_file(path: Path) -> Any:
+    """Any `torch.save` file, checked for damage, loaded with `weights_only=True` onto the CPU.
+
+    Raises ConfigError when there is no such file, CheckpointError when it is truncated, altered (the archive's
+    checksums are compared), not a torch file, or would run code.
+    """
+    if not path.is_file():
+        folder = path if path.is_dir() else path.parent
+        files = sorted(folder.glob("*.pt"), key=lambda file: file.stat().st_mtime) if folder.is_dir() else []
+        hint = f"; newest in {folder}: {files[-1].name}" if files else ""
+        raise ConfigError(f"checkpoint not found: {path}{hint}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            altered = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError):
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint ({path.stat().st_size} bytes, no readable archive); use another one"
+        ) from None
+    if altered is not None:
+        raise CheckpointError(f"{path} is damaged: {altered} differs from its checksum; use another checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen unrelated types here; each means that the file is not usable
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise CheckpointError(f"refused: {path} holds code objects, which unitdist never runs ({reason})") from None
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of unitdist's own (see the table above). Raises as `read_file`, and on any other content."""
+    content = read_file(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of unitdist's training (no format: {FORMAT})")
+    return content
+
+
+def load_model_state(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """Load `state` strictly. Raises CheckpointError that names the first names and shapes that differ."""
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    unknown = [name for name in state if name not in own]
+    reshaped = [
+        f"{name} is {tuple(state[name].shape)} there, {tuple(own[name].shape)} here"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    without_divisor = [name for name in missing if name.endswith("norm_divisor")]
+    if without_divisor and len(without_divisor) == len(missing) and not unknown and not reshaped:
+        raise CheckpointError(
+            f"{source} has no norm divisors (first: {without_divisor[0]}); n is part of a Unitization model and must not "
+            "be guessed from the test images"
+        )
+    if missing or unknown or reshaped:
+        details = [f"{len(missing)} missing (first: {missing[0]})"] if missing else []
+        details += [f"{len(unknown)} unknown (first: {unknown[0]})"] if unknown else []
+        details += [f"{len(reshaped)} of another shape (first: {reshaped[0]})"] if reshaped else []
+        raise CheckpointError(f"{source} belongs to another model: " + "; ".join(details))
+    unset = [
+        name
+        for name, value in state.items()
+        if name.endswith("norm_divisor") and value.numel() == 1 and int(value) == 0
+    ]
+    if unset:
+        raise CheckpointError(
+            f"{source} has an unset norm divisor (first: {unset[0]}); it was saved before the first training batch"
+        )
+    model.load_state_dict(state, strict=True)

@@ -1,0 +1,127 @@
+"""One epoch of training: steps, micro-batches, and the log line between them."""
+
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from unitdist.data.batch import Batch
+from unitdist.errors import TrainingError
+from unitdist.train import engine as engines
+from unitdist.train.metrics import Stopwatch
+from unitdist.train.progress import eta
+from unitdist.train.saving import save
+from unitdist.train.state import Run, current_learning_rate
+from unitdist.train.timm_training import mix
+
+
+def train_epoch(run: Run) -> dict[str, float]:
+    """The rest of the current epoch, or up to `train.max_steps`; returns its timing."""
+    config, state, engine = run.config, run.state, run.engine
+    watch = Stopwatch()
+    assert engine.model is not None
+    engine.model.train()
+    batches = run.train_loader.iterate(state.epoch, start_sample=state.samples)
+    while state.samples // config.data.global_batch_size < run.steps_per_epoch:
+        if state.step >= run.total_steps:
+            break
+        engines.set_learning_rate(engine, current_learning_rate(run))
+        torch.manual_seed(step_seed(config.run.seed, state.step, engine.world.rank))
+        for micro_step in range(config.train.accumulation_steps):
+            train_on(run, next_batch(batches, watch), micro_step)
+        state.step += 1
+        state.samples += config.data.global_batch_size
+        watch.images += config.data.global_batch_size
+        if run.average is not None:
+            assert engine.module is not None
+            run.average.update(engine.module)
+        epoch_ends = state.samples // config.data.global_batch_size == run.steps_per_epoch
+        if run.progress:
+            run.progress.step()
+        if state.step % config.train.log_every_steps == 0 or epoch_ends or state.step == run.total_steps:
+            log_window(run, watch)
+        if config.checkpoint.every_steps and state.step % config.checkpoint.every_steps == 0 and not epoch_ends:
+            save(run, run.folder.last)
+    if isinstance(batches, Iterator) and hasattr(batches, "close"):
+        batches.close()
+    if state.samples // config.data.global_batch_size == run.steps_per_epoch:
+        state.epoch, state.samples = state.epoch + 1, 0
+    return watch.timing()
+
+
+def next_batch(batches: Iterator[Batch], watch: Stopwatch) -> Batch:
+    started = time.perf_counter()
+    batch = next(batches)
+    watch.waited += time.perf_counter() - started
+    return batch
+
+
+def train_on(run: Run, batch: Batch, micro_step: int) -> None:
+    """Forward, backward and, on the last micro-batch of a step, the update."""
+    engine, config = run.engine, run.config
+    assert engine.model is not None
+    images = batch.images.to(engine.device, non_blocking=True)
+    labels = batch.labels.to(engine.device, non_blocking=True)
+    targets = labels
+    if run.mixup is not None:
+        seed = (config.run.seed, run.state.step, micro_step, engine.world.rank)
+        images, targets = mix(run.mixup, images, labels, seed=seed)
+    with engines.accumulating(engine):
+        with engine.autocast():
+            logits = engine.model(images)
+        smoothing = 0.0 if run.mixup is not None else config.train.label_smoothing
+        loss = nn.functional.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        engines.backward_and_step(engine, loss, clip_norm=config.optim.clip_norm)
+    run.sums.add(loss, logits, labels)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of torch's generators for one step of one rank (dropout and the like)."""
+    return (seed * 1_000_003 + step * 8191 + rank) % 2**63
+
+
+def log_window(run: Run, watch: Stopwatch) -> None:
+    """Read the sums since the last log line: the only synchronization with the device between saves."""
+    state, config = run.state, run.config
+    loss, top1 = run.sums.fold(run.engine.sum_over_ranks(run.sums.window.clone()))
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss} at step {state.step} (epoch {state.epoch + 1}, lr {current_learning_rate(run):g}); "
+            f"the last checkpoint is {run.folder.last if run.folder.last.exists() else 'none'}; lower optim.lr, or add warm-up"
+        )
+    if run.record is None or run.progress is None or run.board is None:
+        return
+    timing = watch.timing()
+    rate = watch.images / config.data.global_batch_size / watch.seconds
+    values = {
+        "epoch": state.epoch + 1,
+        "step": state.step,
+        "loss": loss,
+        "top1": top1,
+        "lr": last_learning_rate(run),
+        **timing,
+    }
+    run.record.write("train", values)
+    run.board.scalars("train", {"loss": loss, "top1": top1}, state.step)
+    run.board.scalars(
+        "",
+        {
+            "lr": values["lr"],
+            "throughput/images_per_s": timing["images_per_s"],
+            "throughput/data_wait_share": timing["data_wait_share"],
+        },
+        state.step,
+    )
+    text = f"loss {loss:.4f} top1 {top1:.2f} lr {values['lr']:.4g} {timing['images_per_s']:.1f} images/s"
+    run.progress.note(text)
+    run.progress.say(
+        f"epoch {state.epoch + 1}/{config.train.epochs} step {state.step}/{run.total_steps} {text} ETA {eta((run.total_steps - state.step) / rate)}"
+    )
+
+
+def last_learning_rate(run: Run) -> float:
+    """The learning rate of the step just taken."""
+    assert run.engine.optimizer is not None
+    return float(run.engine.optimizer.param_groups[0]["lr"])

@@ -1,0 +1,128 @@
+"""The training run: build, resume, epochs, validate, save."""
+
+from pathlib import Path
+from typing import Any
+
+from unitdist.analysis.monitor import ShiftMonitor, build_monitor
+from unitdist.config import Config
+from unitdist.train import engine as engines
+from unitdist.train.batch_split import split_batch
+from unitdist.train.build_run import build_run
+from unitdist.train.epoch import last_learning_rate, train_epoch
+from unitdist.train.saving import save
+from unitdist.train.state import Run
+from unitdist.train.validate import broadcast_running_statistics, validate
+from unitdist.world import World
+
+
+def train(config: Config, *, resume: str | None = None) -> Path:
+    """Train as the config says; returns the run's folder. Called on every rank of the job.
+
+    `resume`: None starts anew, "auto" continues from the folder's last.pt if there is one, a path from that checkpoint.
+    Raises UnitdistError. The process group stays for the caller; `engine.stop_engine` ends it.
+    """
+    world = World.from_environment()
+    split = split_batch(config, world)
+    engine = engines.start_engine(config, world)
+    run = build_run(config, engine, split, resume)
+    try:
+        monitor = build_monitor(config, engine.module, world, device=engine.device)
+        if run.state.step >= run.total_steps and run.progress:
+            run.progress.say(
+                f"already finished: step {run.state.step} of {run.total_steps}; raise train.epochs to go on"
+            )
+        while run.state.step < run.total_steps:
+            timing = train_epoch(run)
+            if run.state.samples:  # train.max_steps ended the run within an epoch
+                save(run, run.folder.last)
+            else:
+                finish_epoch(run, monitor, timing)
+    finally:
+        close(run)
+    engine.barrier()
+    return run.folder.path
+
+
+def finish_epoch(run: Run, monitor: ShiftMonitor | None, timing: dict[str, float]) -> None:
+    """Validate, measure, report and save, as often as the config asks; always after the last epoch."""
+    config, state, engine = run.config, run.state, run.engine
+    last_epoch = state.step >= run.total_steps
+    record: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "lr": last_learning_rate(run)} | train_means(
+        run
+    )
+    broadcast_running_statistics(engine)
+    improved = (last_epoch or state.epoch % config.evaluation.every_epochs == 0) and validate_epoch(run, record)
+    if monitor is not None and monitor.is_due(state.epoch):
+        assert engine.module is not None
+        shift = monitor.measure(engine.module)
+        record |= shift.metrics
+        if run.board:
+            run.board.histograms(shift.histograms, state.step)
+            run.board.picture("analysis/layers", shift.picture, state.step)
+    report_epoch(run, record | timing)
+    run.sums.start_epoch()
+    if last_epoch or saving_is_due(run):
+        save(run, run.folder.last)
+    if improved:
+        save(run, run.folder.best)
+
+
+def validate_epoch(run: Run, record: dict[str, Any]) -> bool:
+    """Validate the weights, and the averaged ones where there are any; True where the epoch is the best so far.
+
+    The averaged weights, where kept, decide which epoch is best.
+    """
+    result = validate(run.engine, run.val_loader)
+    record |= {f"val_{key}": value for key, value in result.items()}
+    decisive = result
+    if run.average is not None:
+        decisive = validate(run.engine, run.val_loader, state=run.average.state)
+        record |= {f"val_ema_{key}": value for key, value in decisive.items()}
+    run.state.metrics["last"] = {"epoch": run.state.epoch, **decisive}
+    best = run.state.metrics.get("best")
+    if best is not None and decisive["top1"] <= best["top1"]:
+        return False
+    run.state.metrics["best"] = {"epoch": run.state.epoch, **decisive}
+    return True
+
+
+def train_means(run: Run) -> dict[str, float]:
+    loss_sum, correct, count = run.sums.epoch
+    return {"train_loss": loss_sum / count, "train_top1": 100 * correct / count}
+
+
+def report_epoch(run: Run, record: dict[str, Any]) -> None:
+    if run.record is None or run.progress is None or run.board is None:
+        return
+    run.record.write("epoch", record)
+    for split in ("train", "val_ema", "val"):
+        values = {key.removeprefix(f"{split}_"): value for key, value in record.items() if key.startswith(f"{split}_")}
+        if split == "val":
+            values = {key: value for key, value in values.items() if not key.startswith("ema_")}
+        run.board.scalars("epoch/train" if split == "train" else split, values, run.state.step)
+    run.board.scalars("", {key: value for key, value in record.items() if key.startswith("analysis/")}, run.state.step)
+    run.board.flush()
+    if "val_top1" in record:
+        averaged = f" (averaged weights {record['val_ema_top1']:.2f})" if "val_ema_top1" in record else ""
+        run.progress.say(
+            f"epoch {record['epoch']}: train loss {record['train_loss']:.4f}, validation top-1 {record['val_top1']:.2f} top-5 "
+            f"{record['val_top5']:.2f} on {record['val_count']} images{averaged}"
+        )
+
+
+def saving_is_due(run: Run) -> bool:
+    """At an epoch's end: by epochs, or because the epoch's last step is due by steps."""
+    checkpoint = run.config.checkpoint
+    by_steps = checkpoint.every_steps is not None and run.state.step % checkpoint.every_steps == 0
+    return run.state.epoch % checkpoint.every_epochs == 0 or by_steps
+
+
+def close(run: Run) -> None:
+    run.train_loader.close()
+    run.val_loader.close()
+    if run.progress:
+        run.progress.close()
+    if run.board:
+        run.board.close()
+    for file in run.lock:
+        file.close()

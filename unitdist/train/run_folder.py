@@ -1,0 +1,77 @@
+"""The run's folder: config, checkpoints, metrics and logs, owned by one job at a time."""
+
+import fcntl
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from unitdist.config import Config
+from unitdist.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """`path` holds config.yaml, last.pt, best.pt, metrics.jsonl and tensorboard/; `resume_from` is the checkpoint to
+    continue from, or None."""
+
+    path: Path
+    resume_from: Path | None
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best.pt"
+
+
+def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
+    """`run.folder`/`run.name`, made if needed. `resume`: None, "auto" (last.pt if there is one) or a checkpoint's path.
+
+    Raises ConfigError when the folder cannot be written, or already holds a run and `resume` is None.
+    """
+    path = Path(config.run.folder) / (config.run.name or "run")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write_test.{socket.gethostname()}.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"run.folder: cannot write to {path} ({error.strerror}); choose another run.folder") from None
+    last = path / "last.pt"
+    if resume is None:
+        if last.exists():
+            raise ConfigError(
+                f"{path} already holds a run; continue it with --resume auto, or start another with run.name=NAME, or remove it"
+            )
+        return RunFolder(path=path, resume_from=None)
+    if resume == "auto":
+        return RunFolder(path=path, resume_from=last if last.exists() else None)
+    if not Path(resume).is_file():
+        raise ConfigError(
+            f"--resume: no such checkpoint: {resume}" + (f"; {last} exists (--resume auto)" if last.exists() else "")
+        )
+    return RunFolder(path=path, resume_from=Path(resume))
+
+
+def lock_run_folder(path: Path) -> IO[str]:
+    """Held by rank 0 while the job lives; the kernel frees it when the process dies, however it dies.
+
+    Raises ConfigError that names the holder.
+    """
+    file = open(path / ".lock", "a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise ConfigError(f"{path} is in use by {holder}; wait for it, or choose another run.name") from None
+    file.seek(0)
+    file.truncate()
+    file.write(f"host {socket.gethostname()}, pid {os.getpid()}")
+    file.flush()
+    return file
