@@ -21,7 +21,7 @@ def exact_em_distance(x_nd: Tensor, y_nd: Tensor) -> float:
     x = x_nd.detach().double().flatten(1).cpu().numpy()
     y = y_nd.detach().double().flatten(1).cpu().numpy()
     if x.shape != y.shape or x.shape[0] == 0:
-        raise ConfigError(f"exact_em_distance: needs two samples of equal size and dimension, got {x.shape} and {y.shape}")
+        raise ConfigError(f"exact_em_distance: needs samples of one size and dimension, got {x.shape} and {y.shape}")
     cost = cdist(x, y)
     row, column = linear_sum_assignment(cost)
     return float(np.mean(cost[row, column]))

@@ -57,18 +57,19 @@ def values_per_unit(x: Tensor) -> Tensor:
     return x.transpose(0, 1).flatten(1)
 
 
-def moments_of(x: Tensor) -> Moments:
+def moments_of(x: Tensor, layer_name: str = "moments") -> Moments:
     """Moments of one batch, (N, C) or (N, C, *spatial) of any floating type, by two passes in float64.
 
-    Raises TrainingError where a value is not finite, or there is none.
+    Raises TrainingError, opening with `layer_name`, where a value is not finite or there is none.
     """
     values_cv = values_per_unit(x.detach()).double()
     if values_cv.shape[1] == 0:
-        raise TrainingError(f"moments: no values in a tensor of shape {tuple(x.shape)}; give at least one sample")
+        raise TrainingError(f"{layer_name}: no values in a tensor of shape {tuple(x.shape)}; give at least one sample")
     finite_cv = torch.isfinite(values_cv)
     if not bool(finite_cv.all()):
         bad = int((~finite_cv).sum())
-        raise TrainingError(f"moments: {bad} of {values_cv.numel()} activations are NaN or infinite; no moment exists")
+        total = values_cv.numel()
+        raise TrainingError(f"{layer_name}: {bad} of {total} activations are NaN or infinite; no moment is defined")
     mean_c = values_cv.mean(dim=1)
     centred_cv = values_cv - mean_c[:, None]
     # The mean is rounded: what is left of the sum of the centred values moves into it, or M3 would carry it threefold.
