@@ -139,6 +139,16 @@ class DataConfig:
     """An image that cannot be decoded: stop with its name, or replace it by one of its class, counted."""
     max_broken_share: float = 0.0001
     """on_broken: replace stops above this share of the training set."""
+    max_image_megapixels: int = 64
+    """A larger image counts as broken: a small file can otherwise unpack to gigabytes."""
+    roi_decode: bool = True
+    """dali: decode only the part of the image that the crop needs (cheaper; the same pixels)."""
+    hw_decoder_load: float = 0.65
+    """dali on a GPU: share of the images given to the hardware JPEG decoder where there is one, in [0, 1]."""
+    synthetic_samples: int = 1_281_167
+    """synthetic: samples per epoch."""
+    synthetic_classes: int = 1000
+    """synthetic: classes."""
 
     def __post_init__(self) -> None:
         for key in (
@@ -156,6 +166,7 @@ class DataConfig:
         _require(self.area_range[1] <= 1, "data.area_range", "at most 1", self.area_range[1])
         _require(0 <= self.flip_probability <= 1, "data.flip_probability", "in [0, 1]", self.flip_probability)
         _require(0 <= self.max_broken_share <= 1, "data.max_broken_share", "in [0, 1]", self.max_broken_share)
+        _require(0 <= self.hw_decoder_load <= 1, "data.hw_decoder_load", "in [0, 1]", self.hw_decoder_load)
         _require(
             len(self.mean) == len(self.std) and min(self.std, default=0) > 0,
             "data.std",
@@ -170,6 +181,13 @@ class DataConfig:
             raise ConfigError(
                 f"data.scale_range_px: {self.scale_range_px[0]} is smaller than the crop data.image_size_px: {self.image_size_px}"
             )
+        if self.dataset == "image_folder" and self.val_resize_px < self.image_size_px:
+            raise ConfigError(
+                f"data.val_resize_px: {self.val_resize_px} is smaller than the crop data.image_size_px: {self.image_size_px}"
+            )
+        ours = ("pad_crop_flip", "none") if self.dataset in ("mnist", "cifar10", "cifar100") else ("scale", "random_resized_crop", "none")
+        if self.augmentation not in ours and self.dataset != "synthetic":
+            raise ConfigError(f"data.augmentation: {self.augmentation} is not for data.dataset: {self.dataset}; allowed: {', '.join(ours)}")
         allowed = {"image_folder": ("dali", "torchvision"), "synthetic": ("synthetic",)}.get(
             self.dataset, ("resident",)
         )
@@ -360,7 +378,7 @@ class AnalysisConfig:
     per_unit: bool = False
     """Write each unit's moments to metrics.jsonl too, not only their average over the layer's units."""
     em_distance_layers: tuple[str, ...] = ()
-    """Layers whose EM distance since the last measure is estimated by Alg. 3 (empty: none; it costs em_distance_steps forward passes of two nets)."""
+    """Layers whose EM distance since the last measure is estimated by Alg. 3 (each costs em_distance_steps passes of two nets)."""
     em_distance_steps: int = 1500
     """Alg. 3: training steps of the critics on batches of 128 images, >= 1."""
 
