@@ -123,13 +123,15 @@ def open_records(run: Run) -> None:
     world = run.engine.world
     peak = peak_learning_rate(config.optim, global_batch_size=config.data.global_batch_size)
     assert run.engine.module is not None
+    statistics = run.split.sync_group_size * run.split.per_rank_batch_size
     parameters = sum(parameter.numel() for parameter in run.engine.module.parameters())
     run.progress.say(
         f"{config.model.name} ({config.model.norm}, {parameters:,} parameters) on {world.size} x {run.engine.device.type}, "
         f"{config.train.engine}, {config.train.precision}; run folder {run.folder.path}\n"
         f"batch {config.data.global_batch_size} = {world.size} ranks x {config.train.accumulation_steps} accumulation x "
-        f"{run.split.per_rank_batch_size} images; statistics over {run.split.sync_group_size * run.split.per_rank_batch_size} images; peak lr {peak:g}\n"
-        f"{run.train_loader.num_samples:,} training and {run.val_loader.num_samples:,} validation images of {config.model.num_classes} classes; "
+        f"{run.split.per_rank_batch_size} images; statistics over {statistics} images; peak lr {peak:g}\n"
+        f"{run.train_loader.num_samples:,} training and {run.val_loader.num_samples:,} validation images, "
+        f"{config.model.num_classes} classes; "
         f"{config.train.epochs} epochs x {run.steps_per_epoch} steps, {run.total_steps} steps to run"
     )
     if state.step:

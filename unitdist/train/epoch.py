@@ -114,10 +114,11 @@ def log_window(run: Run, watch: Stopwatch) -> None:
         },
         state.step,
     )
+    remaining = eta((run.total_steps - state.step) / rate)
     text = f"loss {loss:.4f} top1 {top1:.2f} lr {values['lr']:.4g} {timing['images_per_s']:.1f} images/s"
     run.progress.note(text)
     run.progress.say(
-        f"epoch {state.epoch + 1}/{config.train.epochs} step {state.step}/{run.total_steps} {text} ETA {eta((run.total_steps - state.step) / rate)}"
+        f"epoch {state.epoch + 1}/{config.train.epochs} step {state.step}/{run.total_steps} {text} ETA {remaining}"
     )
 
 
