@@ -106,13 +106,15 @@ def _replace(
         if new is not None:
             made[module] = new
             return new
-        for child_name, child in list(module.named_children()):
+        for child_name, child in list(module._modules.items()):  # named_children() would hide the second use
+            if child is None:
+                continue
             replacement = visit(child, f"{name}.{child_name}" if name else child_name)
             if replacement is not child:
                 setattr(module, child_name, replacement)
         return module
 
-    return visit(model, ""), len(made) if made else 0
+    return visit(model, ""), len(made)
 
 
 def _has_activation(module: nn.Module) -> bool:
@@ -176,8 +178,10 @@ def _to_batch_norm(layer: _Unitization) -> _BatchNorm:
         layer.num_features, layer.eps, layer.momentum, device=layer.running_mean.device, dtype=layer.weight.dtype
     )
     if isinstance(norm, BatchNormAct2d):
-        act = isinstance(layer, UnitizationAct2d)
-        norm.drop, norm.act = (layer.drop, layer.act) if act else (nn.Identity(), nn.ReLU())
+        if isinstance(layer, UnitizationAct2d):
+            norm.drop, norm.act = layer.drop, layer.act
+        else:
+            norm.drop, norm.act = nn.Identity(), nn.ReLU()
     norm.weight, norm.bias = layer.weight, layer.bias
     _copy_statistics(layer, norm)
     return norm

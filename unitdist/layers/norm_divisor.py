@@ -60,15 +60,15 @@ def _dry_run(model: nn.Module, layers: dict[str, Unitization2d], shape: tuple[in
     hooks = [module.register_forward_pre_hook(partial(record, name)) for name, module in layers.items()]
     try:
         model.eval()
-        for module in unitizations:
-            module._norm_divisor_is_known = True  # or evaluation would refuse
+        for unitization in unitizations:
+            unitization._norm_divisor_is_known = True  # or evaluation would refuse
         with torch.no_grad():
             functional_call(model, meta, (torch.empty(shape, device="meta", dtype=dtype),))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, is_known in zip(unitizations, known, strict=True):
-            module._norm_divisor_is_known = is_known
+        for unitization, is_known in zip(unitizations, known, strict=True):
+            unitization._norm_divisor_is_known = is_known
         for module, training in modes:
             module.training = training
     return divisors

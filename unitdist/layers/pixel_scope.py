@@ -27,7 +27,7 @@ def forward(
     """
     normalized, inverse_norm = _normalize(x, mean_c, var_c, norm_divisor, eps)
     mixture = inverse_norm * _column(alpha_c, x) + _column(1 - alpha_c, x)
-    y = mixture * normalized * _column(weight_c, x) + _column(bias_c, x)
+    y = normalized * mixture * _column(weight_c, x) + _column(bias_c, x)
     return (torch.relu_(y) if relu else y).to(x.dtype)
 
 
@@ -56,12 +56,12 @@ def backward(
     mixture = inverse_norm * alpha + 1 - alpha
     grad = grad_y.to(mean_c.dtype)
     if relu:
-        grad = grad * ((mixture * normalized * weight + _column(bias_c, x)).to(x.dtype) > 0)
-    product = grad * normalized
+        grad = grad * ((normalized * mixture * weight + _column(bias_c, x)).to(x.dtype) > 0)
+    product = normalized * grad
     grad_squared_norm = -0.5 * inverse_norm.pow(3) * (product * weight * alpha).sum(1, keepdim=True)
-    grad_normalized = weight * mixture * grad + (2 * grad_squared_norm / norm_divisor) * normalized
+    grad_normalized = normalized * (2 * grad_squared_norm / norm_divisor) + mixture * weight * grad
     summed = [0, *range(2, x.dim())]
-    grad_weight, grad_bias = (mixture * product).sum(summed), grad.sum(summed)
+    grad_weight, grad_bias = (product * mixture).sum(summed), grad.sum(summed)
     grad_alpha = weight_c * ((inverse_norm - 1) * product).sum(summed)
     grad_x = grad_normalized
     if batch_statistics:

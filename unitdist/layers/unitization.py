@@ -119,6 +119,7 @@ class _Unitization(nn.Module):
                 self._fix_norm_divisor(pixels_of(x))
         elif not self._norm_divisor_is_known:
             self._require_norm_divisor()
+        y: Tensor
         y, mean_c, var_c, count, _, _ = unitization(
             x,
             self.weight,
@@ -171,7 +172,7 @@ class _Unitization(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Unitization":
         """As nn.Module, but statistics stay float32 or wider under .half() and .bfloat16()."""
         statistics = {name: self._buffers[name] for name in ("running_mean", "running_var")}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in statistics.items():
             after = self._buffers[name]
             if before is not None and after is not None and after.dtype in (torch.float16, torch.bfloat16):
