@@ -37,7 +37,9 @@ class CriticSettings:
 class Critic(nn.Sequential):
     """f_w: four 3x3 convolutions of 64, 64, 128, 128 maps with strides 2, 1, 2, 1, ReLU, then linear and sigmoid.
 
-    (N, C, H, W) -> (N, 1) in (0, 1). He initialization from `generator`; a vector is a map of one pixel.
+    (N, C, H, W) float32 -> (N,) float64 in (0, 1). He initialization from `generator`; a vector is a map of one
+    pixel. The sigmoid is float64: clipped weights keep all outputs near 1/2, where float32 would round
+    their differences (1e-7 in narrow nets) away.
     """
 
     def __init__(self, num_channels: int, size_hw: tuple[int, int], generator: torch.Generator) -> None:
@@ -46,12 +48,15 @@ class Critic(nn.Sequential):
         for num_maps, stride in ((64, 2), (64, 1), (128, 2), (128, 1)):
             layers += [nn.Conv2d(num_channels, num_maps, 3, stride=stride, padding=1), nn.ReLU()]
             num_channels, height, width = num_maps, -(-height // stride), -(-width // stride)
-        layers += [nn.Flatten(), nn.Linear(num_channels * height * width, 1), nn.Sigmoid()]
+        layers += [nn.Flatten(), nn.Linear(num_channels * height * width, 1)]
         super().__init__(*layers)
         for layer in self:
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(layer.weight, generator=generator)
                 nn.init.zeros_(layer.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.sigmoid(super().forward(input).flatten().double())
 
 
 def as_map(x: Tensor) -> Tensor:
@@ -65,7 +70,8 @@ def build_critics(outputs: dict[str, Tensor], seed: int) -> nn.ModuleList:
     for output in outputs.values():
         map_nchw = as_map(output)
         generator = torch.Generator().manual_seed(seed)
-        critic = Critic(map_nchw.shape[1], (map_nchw.shape[2], map_nchw.shape[3]), generator)
+        with torch.random.fork_rng(devices=[]):  # torch's own initialization draws from the global generator first
+            critic = Critic(map_nchw.shape[1], (map_nchw.shape[2], map_nchw.shape[3]), generator)
         critics.append(critic.to(output.device))
     return nn.ModuleList(critics)
 
@@ -152,7 +158,7 @@ def _difference_on(pair: _Pair, critics: nn.ModuleList, test: Loader, group: dis
         old_outputs, new_outputs = pair.outputs(batch)
         valid_n = batch.valid.double()
         for i, (critic, name) in enumerate(zip(critics, pair.layer_names, strict=True)):
-            difference_n = (critic(as_map(new_outputs[name])) - critic(as_map(old_outputs[name]))).flatten().double()
+            difference_n = critic(as_map(new_outputs[name])) - critic(as_map(old_outputs[name]))
             sums[i] += (difference_n * valid_n).sum()
         sums[-1] += valid_n.sum()
     if dist.is_initialized():

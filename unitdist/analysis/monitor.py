@@ -19,11 +19,17 @@ from unitdist.analysis.bounds import alpha_bound
 from unitdist.analysis.em_distance import CriticSettings, estimate_em_distances, random_directions, sliced_em_distance
 from unitdist.analysis.moments import Moments, merge_moments, merge_over_ranks, moments_of, no_moments
 from unitdist.analysis.picture import draw_layers
-from unitdist.analysis.probe import check_layer_names, evaluation_mode, inverse_norms, normalization_layers, watch_layers
+from unitdist.analysis.probe import (
+    check_layer_names,
+    evaluation_mode,
+    inverse_norms,
+    normalization_layers,
+    watch_layers,
+)
 from unitdist.config import Config
 from unitdist.data.batch import Batch, Loader
 from unitdist.data.build import build_train_loader, build_val_loader
-from unitdist.errors import ConfigError, TrainingError
+from unitdist.errors import ConfigError
 from unitdist.models.build import build_model
 from unitdist.world import World
 
