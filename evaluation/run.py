@@ -1,0 +1,268 @@
+"""`evaluate`: a checkpoint or a network, a folder of images, and the protocols of Table 3."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from evaluation.checkpoints import Network, follow_image_size, load_network, module_network, state_digest
+from evaluation.decoding import Decoder
+from evaluation.forward import Scorer
+from evaluation.fully_convolutional import require_dense_classifier
+from evaluation.image_list import ImageList, list_images, require_same_labels
+from evaluation.options import PROTOCOLS, TABLE_3_PROTOCOLS, EvaluationOptions, protocol_passes
+from evaluation.partial import Fingerprint, PartialScores, open_partial
+from evaluation.progress import Progress
+from evaluation.protocols import PassScores, broken_error, score_passes
+from evaluation.ranks import Ranks
+from evaluation.report import (
+    SCHEMA,
+    ProtocolResult,
+    console_table,
+    paper_row,
+    save_scores,
+    summarize_protocol,
+    write_json,
+)
+from evaluation.views import Pass
+from unitdist.errors import ConfigError
+from unitdist.world import World
+
+VIEWS_PER_FORWARD = {"cuda": 256, "cpu": 16}
+"""Crops in one forward pass unless the user says otherwise; on a CPU larger batches fall out of the caches."""
+
+
+def evaluate(
+    model_or_checkpoint: str | Path | nn.Module | Network,
+    data: str | Path,
+    *,
+    protocols: str | Sequence[str] = TABLE_3_PROTOCOLS,
+    output: str | Path | None = None,
+    device: str | torch.device | None = None,
+    options: EvaluationOptions | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate on `data` (folder/<class>/<image>) by the given protocols ("all": crops, fully_convolutional, single, ten_crop).
+
+    Returns protocol -> {"count", "top1", "top5" (shares in [0, 1]), "top1_correct", "top5_correct", intervals, "scales", ...}, the
+    same on every rank and for every number of ranks. `output`: folder for report.json, pictures, gallery and partial scores.
+    `device` None: this rank's GPU if there is one. `say` receives the table and messages (None: stdout of rank 0).
+    Collective: under torchrun all ranks call it. Raises ConfigError, CheckpointError or DataError.
+    """
+    options = options or EvaluationOptions()
+    plans = {name: protocol_passes(name, options) for name in _protocol_names(protocols)}
+    world = World.from_environment()
+    device = _device(device, world)
+    folder = None if output is None else Path(output)
+    if options.resume and folder is None:
+        raise ConfigError("--resume needs --output, the folder of the interrupted evaluation")
+    say = say or (print if world.is_main else _silent)
+    torch_state = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False  # a search among algorithms could end differently on another rank
+    ranks = Ranks(world, use_cuda=device.type == "cuda")
+    try:
+        return _evaluate(model_or_checkpoint, Path(data), plans, folder, device, options, ranks, say)
+    finally:
+        torch.backends.cudnn.benchmark = torch_state
+        ranks.close()
+
+
+def _evaluate(
+    model_or_checkpoint: str | Path | nn.Module | Network,
+    data: Path,
+    plans: dict[str, tuple[Pass, ...]],
+    folder: Path | None,
+    device: torch.device,
+    options: EvaluationOptions,
+    ranks: Ranks,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    started = time.perf_counter()
+    network = _network(model_or_checkpoint, options)
+    passes = tuple({plan.name: plan for plan_group in plans.values() for plan in plan_group}.values())
+    images = ranks.from_main(
+        lambda: list_images(data, labels_file=options.labels, class_to_idx=network.class_to_idx, val_split=network.val_split)
+    )
+    if images.broken and options.on_broken == "error":
+        raise broken_error(images, images.broken)
+    num_outputs = _probe(network, passes, options, device)
+    require_same_labels(images, network.class_to_idx, num_outputs)
+    pixels_per_forward = (options.views_per_forward or VIEWS_PER_FORWARD.get(device.type, 16)) * options.crop_px**2
+    fingerprint = ranks.from_main(lambda: _fingerprint(network, images, options, device, pixels_per_forward))
+    if options.norm_divisor == "per_image":
+        follow_image_size(network.model)
+    if folder is not None:
+        ranks.from_main(lambda: open_partial(folder / "partial", fingerprint, options.resume))
+    progress = Progress(shown=ranks.world.is_main)
+    scorer = Scorer(
+        network.model,
+        mean=network.mean,
+        std=network.std,
+        device=device,
+        pixels_per_forward=pixels_per_forward,
+        average=options.average,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        compile_model=options.compile,
+        say=progress.say,
+    )
+    scored = score_passes(
+        images,
+        passes,
+        scorer=scorer,
+        build_decoder=_decoder_builder(options, device, ranks.world),
+        ranks=ranks,
+        partial=PartialScores(None if folder is None else folder / "partial"),
+        images_per_chunk=options.images_per_chunk,
+        skip_broken=options.on_broken == "skip",
+        progress=progress,
+    )
+
+    def summarize() -> dict[str, dict[str, Any]]:
+        assert scored is not None
+        papers = {name: paper_row(name, network.name, network.norm, num_outputs, plan) for name, plan in plans.items()}
+        results = [
+            summarize_protocol(name, plan, scored.scores, images, scored.broken, options.average, papers[name]) for name, plan in plans.items()
+        ]
+        say(console_table(results, network.name, network.norm))
+        if folder is not None:
+            _write(folder, results, scored, images, fingerprint, network, options, time.perf_counter() - started, ranks.world)
+            say(f"report: {folder / 'report.json'}")
+        return {result.name: result.summary for result in results}
+
+    return ranks.from_main(summarize)
+
+
+def _write(
+    folder: Path,
+    results: Sequence[ProtocolResult],
+    scored: PassScores,
+    images: ImageList,
+    fingerprint: Fingerprint,
+    network: Network,
+    options: EvaluationOptions,
+    total_s: float,
+    world: World,
+) -> None:
+    report = {
+        "schema": SCHEMA,
+        "count": len(images) - len(scored.broken),
+        "images": len(images),
+        "broken": [{"image": images.names[image_id], "reason": reason} for image_id, reason in sorted(scored.broken.items())],
+        "network": {"name": network.name, "norm": network.norm, "source": network.source, "weights": network.weights},
+        "settings": fingerprint,
+        "protocols": {result.name: result.summary for result in results},
+    }
+    write_json(folder / "report.json", report)
+    timing = {"ranks": world.size, "total_s": total_s, **scored.seconds}
+    write_json(folder / "timing.json", timing)
+    for result in results:
+        if options.save_scores:
+            save_scores(folder / f"scores_{result.name}.npz", result, images)
+
+
+def _network(model_or_checkpoint: str | Path | nn.Module | Network, options: EvaluationOptions) -> Network:
+    if isinstance(model_or_checkpoint, Network):
+        return model_or_checkpoint
+    if isinstance(model_or_checkpoint, nn.Module):
+        return module_network(model_or_checkpoint, options)
+    return load_network(Path(model_or_checkpoint), options)
+
+
+def _probe(network: Network, passes: Sequence[Pass], options: EvaluationOptions, device: torch.device) -> int:
+    """Number of outputs, found by running one black image; a network of another kind fails here, with its reason."""
+    shapes = {(options.crop_px, options.crop_px)}
+    if any(plan.kind == "whole" for plan in passes):
+        require_dense_classifier(network.model)
+        smallest = min(plan.scale_px for plan in passes if plan.kind == "whole")
+        shapes = {(smallest, smallest + smallest // 2)}
+    network.model.to(device).eval()
+    outputs = 0
+    for height, width in shapes:
+        try:
+            with torch.inference_mode():
+                logits = network.model(torch.zeros(1, len(network.mean), height, width, device=device))
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            raise ConfigError(f"{network.name} cannot take a colour image of {height}x{width} pixels: {str(error).splitlines()[0]}") from None
+        if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+            raise ConfigError(f"{network.name} is no classifier: expected scores (images, classes), got {type(logits).__name__}")
+        outputs = logits.shape[1]
+    return outputs
+
+
+def _fingerprint(
+    network: Network, images: ImageList, options: EvaluationOptions, device: torch.device, pixels_per_forward: int
+) -> Fingerprint:
+    """All that the scores depend on, in values that JSON gives back unchanged."""
+    return {
+        "network_sha256": state_digest(network.model),
+        "images_sha256": images.digest(),
+        "mean": list(network.mean),
+        "std": list(network.std),
+        "crop_px": options.crop_px,
+        "average": options.average,
+        "norm_divisor": options.norm_divisor,
+        "loader": options.loader,
+        "decode_device": options.decode_device,
+        "interpolation": "bilinear, antialiased",
+        "on_broken": options.on_broken,
+        "device": device.type,
+        "precision": options.precision,
+        "channels_last": options.channels_last,
+        "compile": options.compile,
+        "images_per_chunk": options.images_per_chunk,
+        "pixels_per_forward": pixels_per_forward,
+    }
+
+
+def _decoder_builder(options: EvaluationOptions, device: torch.device, world: World) -> Callable[[tuple[Pass, ...]], Decoder]:
+    threads = options.num_threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
+
+    def build(passes: tuple[Pass, ...]) -> Decoder:
+        if options.loader == "torchvision":
+            from evaluation.torchvision_views import TorchvisionDecoder
+
+            return TorchvisionDecoder(passes, crop_px=options.crop_px, num_threads=threads)
+        try:
+            from evaluation.dali_views import DaliDecoder
+        except ImportError as error:
+            raise ConfigError(
+                f"--loader dali: DALI cannot be imported ({error}); pip install 'unitdist[dali-cuda12]' or [dali-cuda13], or give "
+                "--loader torchvision"
+            ) from None
+        return DaliDecoder(
+            passes,
+            crop_px=options.crop_px,
+            images_per_chunk=options.images_per_chunk,
+            num_threads=threads,
+            device_id=(device.index or 0) if options.decode_device == "gpu" else None,
+        )
+
+    return build
+
+
+def _device(device: str | torch.device | None, world: World) -> torch.device:
+    if device is None:
+        device = f"cuda:{world.local_rank}" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError("--device cuda: torch sees no CUDA device here; use --device cpu")
+        chosen = torch.device("cuda", world.local_rank if chosen.index is None else chosen.index)
+        torch.cuda.set_device(chosen)
+    return chosen
+
+
+def _protocol_names(protocols: str | Sequence[str]) -> tuple[str, ...]:
+    names = (protocols,) if isinstance(protocols, str) else tuple(protocols)
+    if not names:
+        raise ConfigError(f"no protocol was given; known: {', '.join(PROTOCOLS)}, all")
+    return PROTOCOLS if "all" in names else tuple(dict.fromkeys(names))
+
+
+def _silent(line: str) -> None:
+    """Ranks other than 0 say nothing."""
