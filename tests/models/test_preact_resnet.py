@@ -1,0 +1,170 @@
+"""The architecture sentences of SPEC section 4: order of layers, strides, shortcuts, norms, map sizes."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unitdist import Unitization2d
+from unitdist.config import ModelConfig
+from unitdist.models.build import build_model
+from unitdist.models.preact_resnet import PreactResNet
+
+
+def build(name: str, norm: str = "unitization", image_size_px: int = 32, **keys: object) -> PreactResNet:
+    config = ModelConfig(**{"name": name, "norm": norm, "num_classes": 10, **keys})  # type: ignore[arg-type]
+    model = build_model(config, image_size_px=image_size_px)
+    assert isinstance(model, PreactResNet)
+    return model
+
+
+def run_order(model: nn.Module, x_nchw: Tensor) -> list[str]:
+    """Names of the modules without children, in the order in which they ran."""
+    ran: list[str] = []
+    for name, module in model.named_modules():
+        if not list(module.children()) and not isinstance(module, nn.Identity):
+            module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+    model.eval()(x_nchw)
+    return ran
+
+
+def divisors(model: nn.Module) -> dict[str, int]:
+    return {name: int(module.norm_divisor) for name, module in model.named_modules() if isinstance(module, Unitization2d)}
+
+
+def test_cifar_order_is_norm_relu_conv_in_every_block() -> None:
+    order = run_order(build("cifar_resnet20", "batchnorm"), torch.randn(1, 3, 32, 32))
+    chain = ["norm1", "relu1", "conv1", "norm2", "relu2", "conv2"]
+    projected = ["norm1", "relu1", "projection", "conv1", "norm2", "relu2", "conv2"]
+    blocks = [
+        f"stages.{stage}.{block}.{part}"
+        for stage in range(3)
+        for block in range(3)
+        for part in (projected if stage > 0 and block == 0 else chain)
+    ]
+    stem, head = ["stem_conv", "stem_norm", "stem_relu"], ["final_norm", "final_relu", "pool", "classifier"]
+    assert order == [*stem, *blocks, *head]
+
+
+def test_imagenet_order_has_no_stem_norm_and_no_final_norm() -> None:
+    order = run_order(build("preact_resnet50", "batchnorm"), torch.randn(1, 3, 32, 32))
+    first = ["norm1", "relu1", "projection", "conv1", "norm2", "relu2", "conv2", "norm3", "relu3", "conv3"]
+    assert order[:12] == ["stem_conv", "stem_pool", *(f"stages.0.0.{part}" for part in first)]
+    assert order[-4:] == ["stages.3.2.conv3", "final_relu", "pool", "classifier"]
+    assert sum("norm" in name for name in order) == 48
+
+
+def test_unitization_order_is_batchnorm_order_with_the_relu_fused() -> None:
+    x_nchw = torch.randn(1, 3, 32, 32)
+    fused = run_order(build("preact_resnet18"), x_nchw)
+    plain = run_order(build("preact_resnet18", "batchnorm"), x_nchw)
+    assert fused == [name for name in plain if "relu" not in name or name == "final_relu"]
+
+
+def test_block_equals_its_formula() -> None:
+    block = build("preact_resnet50").stages[1][0].eval()
+    x_nchw = torch.randn(2, 256, 8, 8)
+    out = block.conv1(block.norm1(x_nchw))
+    out = block.conv3(block.norm3(block.conv2(block.norm2(out))))
+    assert torch.equal(block(x_nchw), out + block.projection(x_nchw))
+
+
+def test_projections_stand_only_where_the_shape_changes() -> None:
+    def projections(name: str) -> list[str]:
+        return [part for part, _ in build(name).named_modules() if part.endswith("projection")]
+
+    assert projections("cifar_resnet20") == ["stages.1.0.projection", "stages.2.0.projection"]
+    assert projections("preact_resnet18") == [f"stages.{stage}.0.projection" for stage in (1, 2, 3)]
+    assert projections("preact_resnet50") == [f"stages.{stage}.0.projection" for stage in range(4)]
+
+
+def test_resnet101_divisors_at_224_are_the_map_sizes() -> None:
+    found = divisors(build("preact_resnet101", image_size_px=224))
+    assert len(found) == 99
+    sides = {}
+    for stage, (blocks, side) in enumerate(zip((3, 4, 23, 3), (56, 28, 14, 7), strict=True)):
+        for block in range(blocks):
+            input_side = 2 * side if stage > 0 and block == 0 else side
+            for norm, norm_side in (("norm1", input_side), ("norm2", side), ("norm3", side)):
+                sides[f"stages.{stage}.{block}.{norm}"] = norm_side**2
+    assert found == sides
+    assert found["stages.0.0.norm1"] == 56**2 and found["stages.3.2.norm3"] == 7**2
+
+
+def test_cifar_divisors_are_32_16_8_squared() -> None:
+    found = divisors(build("cifar_resnet20"))
+    assert found["stem_norm"] == 32**2 and found["final_norm"] == 8**2
+    assert {found[f"stages.0.{block}.norm{norm}"] for block in range(3) for norm in (1, 2)} == {32**2}
+    assert [found[f"stages.1.{block}.norm{norm}"] for block in range(3) for norm in (1, 2)] == [32**2] + [16**2] * 5
+    assert [found[f"stages.2.{block}.norm{norm}"] for block in range(3) for norm in (1, 2)] == [16**2] + [8**2] * 5
+
+
+def test_stride_switch_moves_the_stride_to_the_3x3() -> None:
+    paper = build("preact_resnet50", image_size_px=224)
+    moved = build("preact_resnet50", image_size_px=224, stride_in_first_conv=False)
+    strides = [[(block.conv1.stride, block.conv2.stride) for block in stage] for stage in paper.stages]
+    moved_strides = [[(block.conv1.stride, block.conv2.stride) for block in stage] for stage in moved.stages]
+    assert [stage[0] for stage in strides] == [((1, 1), (1, 1))] + [((2, 2), (1, 1))] * 3
+    assert [stage[0] for stage in moved_strides] == [((1, 1), (1, 1))] + [((1, 1), (2, 2))] * 3
+    assert {pair for stage in strides + moved_strides for pair in stage[1:]} == {((1, 1), (1, 1))}
+    assert divisors(paper)["stages.1.0.norm2"] == 28**2 and divisors(moved)["stages.1.0.norm2"] == 56**2
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_resnet164"])
+def test_projection_switch_changes_what_the_projection_reads(name: str) -> None:
+    for raw in (True, False):
+        block = build(name, raw_projection=raw).stages[1][0].eval()
+        seen: list[Tensor] = []
+        block.projection.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        x_nchw = torch.randn(2, block.norm1.num_features, 8, 8)
+        block(x_nchw)
+        active = block.norm1(x_nchw)
+        assert torch.equal(seen[0], x_nchw if raw else active)
+        assert not torch.equal(x_nchw, active)
+
+
+def test_stem_and_final_norm_switches_add_and_remove_norms() -> None:
+    def ends(model: PreactResNet) -> tuple[bool, bool]:
+        return isinstance(model.stem_norm, Unitization2d), isinstance(model.final_norm, Unitization2d)
+
+    assert ends(build("preact_resnet18")) == (False, False)
+    assert ends(build("preact_resnet18", stem_norm=True)) == (True, False)
+    assert ends(build("preact_resnet18", final_norm=True)) == (False, True)
+    assert ends(build("cifar_resnet20")) == (True, True)
+    assert ends(build("cifar_resnet20", stem_norm=False, final_norm=False)) == (False, False)
+    order = run_order(build("preact_resnet18", "batchnorm", stem_norm=True, final_norm=True), torch.randn(1, 3, 32, 32))
+    assert order[:4] == ["stem_conv", "stem_norm", "stem_relu", "stem_pool"]
+    assert order[-4:] == ["final_norm", "final_relu", "pool", "classifier"]
+
+
+def test_net_without_final_norm_still_pools_nonnegative_values() -> None:
+    features = build("preact_resnet18").eval().forward_features(torch.randn(2, 3, 64, 64))
+    assert float(features.min()) == 0.0 and float(features.max()) > 0
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_resnet164", "preact_resnet18", "preact_resnet50"])
+def test_any_image_size_goes_in(name: str) -> None:
+    model = build(name).eval()
+    for height, width in ((32, 32), (33, 47), (70, 65)):
+        assert model(torch.randn(2, 3, height, width)).shape == (2, 10)
+
+
+def test_classifier_on_the_pooled_map_is_the_forward_pass() -> None:
+    model = build("preact_resnet18").eval()
+    x_nchw = torch.randn(2, 3, 64, 96)
+    features_nchw = model.forward_features(x_nchw)
+    assert features_nchw.shape == (2, 512, 2, 3)
+    dense = nn.functional.conv2d(features_nchw, model.classifier.weight[:, :, None, None], model.classifier.bias)
+    torch.testing.assert_close(dense.mean((2, 3)), model(x_nchw), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.forward_head(features_nchw, pre_logits=True), features_nchw.mean((2, 3)))
+
+
+def test_gradients_reach_every_parameter() -> None:
+    for norm in ("unitization", "batchnorm"):
+        model = build("cifar_resnet20", norm)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("alpha"):
+                    parameter.fill_(0.3)
+        nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
