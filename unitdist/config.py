@@ -158,6 +158,9 @@ class DataConfig:
             "val_resize_px",
             "num_threads",
             "prefetch_batches",
+            "max_image_megapixels",
+            "synthetic_samples",
+            "synthetic_classes",
         ):
             _require(getattr(self, key) >= 1, f"data.{key}", ">= 1", getattr(self, key))
         for key in ("scale_range_px", "area_range", "aspect_range"):

@@ -1,0 +1,249 @@
+"""DALI: one pipeline definition for CPU (device_id=None) and GPU, fed with bytes and geometry from Python.
+
+DALI decodes, resamples and normalizes; it draws nothing and reads nothing. Order, files and windows come from our own
+modules, which is why a loader needs no DALI checkpoint: every batch is a function of (seed, epoch, position).
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.dlpack
+from nvidia.dali import Pipeline, fn, types
+
+from unitdist.data.draws import Ints
+from unitdist.data.geometry import Geometry, ResizeThenCrop, decode_region
+from unitdist.data.reading import (
+    BrokenCount,
+    EncodedBatch,
+    ImageSource,
+    ReadingPolicy,
+    read_ahead,
+    unreadable_error,
+)
+from unitdist.errors import DataError
+
+GeometryOf = Callable[[Ints, Ints], Geometry]
+"""(sample_ids (b,), size_hw (b, 2)) -> the windows of these samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSettings:
+    """What the pipeline computes and on what. mean and std: per channel, in units of the full range [0, 1].
+
+    device_id: the GPU that decodes and resamples, None for the CPU. roi_decode: decode only the window's region.
+    crop_then_resize: the geometries are of this kind. hw_decoder_load: GPU only, share of the images that the hardware JPEG decoder takes.
+    """
+
+    batch_size: int
+    side_px: int
+    num_threads: int
+    device_id: int | None
+    prefetch_batches: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    roi_decode: bool
+    crop_then_resize: bool = False
+    hw_decoder_load: float = 0.65
+
+    @property
+    def by_region(self) -> bool:
+        """The window reaches the pipeline as a region of the image, not as a resize of all of it."""
+        return self.roi_decode or self.crop_then_resize
+
+
+def _decode_arguments(settings: GraphSettings) -> dict[str, Any]:
+    """Options that make every DALI decoder agree with libjpeg as Pillow and torchvision use it."""
+    arguments: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False, "use_fast_idct": False}
+    if settings.device_id is None:
+        return arguments | {"device": "cpu"}
+    # Without fancy upsampling nvJPEG's colours differ from libjpeg's, and with them the accuracy.
+    return arguments | {
+        "device": "mixed",
+        "jpeg_fancy_upsampling": True,
+        "hw_decoder_load": settings.hw_decoder_load,
+    }
+
+
+def _resampled(settings: GraphSettings, encoded: Any, window: list[Any]) -> Any:
+    """(H, W, C) uint8 squares. window: the arrays that graph_inputs returns for the same settings and geometry."""
+    side = settings.side_px
+    resample = {"interp_type": types.INTERP_LINEAR, "antialias": True}
+    if settings.by_region:
+        start, shape, roi_start, roi_end = window
+        if settings.roi_decode:
+            region = {"start": start, "shape": shape, "axes": [0, 1]}
+            image = fn.decoders.image_slice(encoded, **region, **_decode_arguments(settings))
+        else:
+            image = fn.decoders.image(encoded, **_decode_arguments(settings))
+            image = fn.slice(image, start=start, shape=shape, axes=[0, 1])
+        return fn.resize(image, size=[side, side], roi_start=roi_start, roi_end=roi_end, **resample)
+    resized_hw, position_y, position_x = window
+    image = fn.decoders.image(encoded, **_decode_arguments(settings))
+    return fn.resize_crop_mirror(
+        image, size=resized_hw, crop=(side, side), crop_pos_y=position_y, crop_pos_x=position_x, **resample
+    )
+
+
+def graph_inputs(settings: GraphSettings, geometry: Geometry, size_hw: Ints) -> list[np.ndarray[Any, Any]]:
+    """The pipeline's arrays besides the encoded images: the window, and (b,) int32, where to mirror."""
+    flip = geometry.flip.astype(np.int32)
+    if settings.by_region:
+        region = decode_region(geometry, size_hw, settings.side_px)
+        start, shape = region.start_yx.astype(np.int32), region.shape_hw.astype(np.int32)
+        return [start, shape, region.roi_start_yx, region.roi_end_yx, flip]
+    # DALI wants the crop's place as a share of the free space and rounds back to the whole pixel that it came from.
+    assert isinstance(geometry, ResizeThenCrop)
+    free_hw = np.maximum(geometry.resized_hw - settings.side_px, 1)
+    share = (geometry.offset_yx / free_hw).astype(np.float32)
+    return [geometry.resized_hw.astype(np.float32), share[:, 0].copy(), share[:, 1].copy(), flip]
+
+
+def build_pipeline(settings: GraphSettings, source: Callable[[], list[Any]]) -> Pipeline:
+    """The pipeline: encoded images -> (N, H, W, C) float32, normalized. source raises StopIteration at the end."""
+    pipeline = Pipeline(
+        batch_size=settings.batch_size,
+        num_threads=settings.num_threads,
+        device_id=settings.device_id,
+        prefetch_queue_depth=settings.prefetch_batches,
+    )
+    window_types = [types.INT32, types.INT32, types.FLOAT, types.FLOAT] if settings.by_region else [types.FLOAT] * 3
+    window_axes = [1, 1, 1, 1] if settings.by_region else [1, 0, 0]
+    with pipeline:
+        encoded, *window, flip = fn.external_source(
+            source=source,
+            num_outputs=2 + len(window_axes),
+            batch=True,
+            no_copy=True,
+            dtype=[types.UINT8, *window_types, types.INT32],
+            ndim=[1, *window_axes, 0],
+        )
+        image = _resampled(settings, encoded, window)
+        normalized = fn.crop_mirror_normalize(
+            image,
+            mirror=flip,
+            mean=[255 * value for value in settings.mean],
+            std=[255 * value for value in settings.std],
+            dtype=types.FLOAT,
+            output_layout="HWC",
+        )
+        pipeline.set_outputs(normalized)
+    pipeline.build()
+    return pipeline
+
+
+class _Feed:
+    """The pipeline's source: hands over prepared batches and keeps those alive that DALI still works on."""
+
+    def __init__(self, settings: GraphSettings) -> None:
+        self._settings = settings
+        # no_copy: DALI reads our buffers, so they must outlive every batch in flight.
+        self.in_flight: deque[tuple[EncodedBatch, list[Any]]] = deque(maxlen=settings.prefetch_batches + 4)
+        self.batches: Iterator[EncodedBatch] = iter(())
+        self.geometry_of: GeometryOf | None = None
+        self.on_batch: Callable[[EncodedBatch], None] | None = None
+
+    def __call__(self) -> list[Any]:
+        batch = next(self.batches)
+        assert self.geometry_of is not None and self.on_batch is not None
+        self.on_batch(batch)
+        geometry = self.geometry_of(batch.sample_ids, batch.size_hw)
+        arrays = [
+            [np.frombuffer(image, dtype=np.uint8) for image in batch.images],
+            *graph_inputs(self._settings, geometry, batch.size_hw),
+        ]
+        self.in_flight.append((batch, arrays))
+        return arrays
+
+
+class ImagePipeline:
+    """Runs the pipeline over given sample ids; reads ahead, finds files that the decoder refuses, restarts after one.
+
+    The pipeline is built at the first use and kept between epochs; close() frees it.
+    """
+
+    def __init__(self, settings: GraphSettings, source: ImageSource, policy: ReadingPolicy) -> None:
+        self._settings = settings
+        self._source = source
+        self._policy = policy
+        self._feed = _Feed(settings)
+        self._pipeline: Pipeline | None = None
+        self.broken = BrokenCount(source, policy)
+
+    def run(self, sample_ids: Ints, geometry_of: GeometryOf) -> Iterator[torch.Tensor]:
+        """Yield normalized images (b, C, H, W) in channels_last strides for each row of sample_ids (batches, b)."""
+        refused: dict[int, str] = {}
+        done = 0
+        while done < len(sample_ids):
+            try:
+                for images in self._attempt(sample_ids[done:], geometry_of, refused):
+                    done += 1
+                    yield images
+            except RuntimeError as error:  # DALI's answer to whatever goes wrong in an operator
+                refused |= self._find_refused(geometry_of, error)
+
+    def _attempt(self, sample_ids: Ints, geometry_of: GeometryOf, refused: dict[int, str]) -> Iterator[torch.Tensor]:
+        """One pass without recovery. Leaving it early drops the pipeline, as batches would be left inside."""
+        settings = self._settings
+        reader = read_ahead(
+            self._source,
+            sample_ids,
+            self._policy,
+            threads=settings.num_threads,
+            batches_ahead=settings.prefetch_batches,
+            refused=refused,
+        )
+        self._feed.batches, self._feed.geometry_of = reader, geometry_of
+        self._feed.on_batch = lambda batch: self.broken.add(batch.broken)
+        if self._pipeline is None:
+            self._pipeline = build_pipeline(settings, self._feed)
+        try:
+            while True:
+                yield _to_torch(self._pipeline.run()[0])
+        except StopIteration:
+            self._pipeline.reset()
+        except BaseException:
+            # An error, or the caller left early: batches are left inside the pipeline. in_flight stays for the search.
+            self._pipeline = None
+            raise
+        finally:
+            reader.close()
+
+    def _find_refused(self, geometry_of: GeometryOf, error: RuntimeError) -> dict[int, str]:
+        """Decode the samples in flight one by one; {sample id: reason} of those that fail. Raises DataError."""
+        found: dict[int, str] = {}
+        for batch, _ in list(self._feed.in_flight):
+            for row in range(len(batch.images)):
+                if not self._decodes(batch.rows(slice(row, row + 1)), geometry_of):
+                    found[int(batch.read_ids[row])] = "the decoder refuses it"
+        if not found:
+            raise DataError(f"DALI stopped, but every image of the batch decodes alone: {error}") from error
+        if not self._policy.replace:
+            sample_id, reason = next(iter(found.items()))
+            raise unreadable_error(self._source.name(sample_id), reason)
+        return found
+
+    def _decodes(self, batch: EncodedBatch, geometry_of: GeometryOf) -> bool:
+        """Whether a pipeline of its own, with the same operators, gets through this batch of one image."""
+        settings = replace(self._settings, batch_size=1, num_threads=1)
+        feed = _Feed(settings)
+        feed.batches, feed.geometry_of, feed.on_batch = iter([batch]), geometry_of, lambda _: None
+        try:
+            build_pipeline(settings, feed).run()
+        except RuntimeError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Free the pipeline and its threads; the next run builds another."""
+        self._pipeline = None
+        self._feed.in_flight.clear()
+
+
+def _to_torch(output: Any) -> torch.Tensor:
+    """DALI's (N, H, W, C) tensor list as (N, C, H, W) in channels_last strides, without a copy."""
+    images_nhwc: torch.Tensor = torch.utils.dlpack.from_dlpack(output.as_tensor())
+    return images_nhwc.permute(0, 3, 1, 2)

@@ -1,0 +1,62 @@
+"""Training and validation batches by DALI, on the CPU or the GPU: one definition for the four cases."""
+
+from collections.abc import Iterator
+
+import torch
+
+from unitdist.data.batch import Batch
+from unitdist.data.dali_graph import GraphSettings, ImagePipeline
+from unitdist.data.split import PlanTensors, Split
+
+
+class DaliLoader:
+    """Loader (batch.py) over a Split. On a CUDA device images are decoded, resampled and normalized there."""
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        config = split.config
+        self._split = split
+        self._device = device
+        self.num_samples = len(split.source)
+        self.class_to_idx = split.source.class_to_idx
+        self.per_rank_batch_size = split.per_rank_batch_size
+        self.batches_per_epoch = split.batches_per_epoch
+        settings = GraphSettings(
+            batch_size=split.per_rank_batch_size,
+            side_px=config.image_size_px,
+            num_threads=config.num_threads,
+            device_id=_device_id(device),
+            prefetch_batches=config.prefetch_batches,
+            mean=config.mean,
+            std=config.std,
+            roi_decode=config.roi_decode,
+            crop_then_resize=split.training and config.augmentation == "random_resized_crop",
+            hw_decoder_load=config.hw_decoder_load,
+        )
+        self._pipeline = ImagePipeline(settings, split.source, split.policy)
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """{name: reason} of the images that this rank had to replace so far."""
+        return {self._split.source.name(i): reason for i, reason in self._pipeline.broken.reasons.items()}
+
+    def iterate(self, epoch: int, start_sample: int = 0) -> Iterator[Batch]:
+        """See Loader. Raises DataError for an image that cannot be read, or for too many of them."""
+        plan = self._split.plan(epoch, start_sample)
+        tensors = PlanTensors.send(plan, self._split.source.labels, self._device)
+        batches = self._pipeline.run(plan.sample_ids, lambda ids, size_hw: self._split.geometry(epoch, ids, size_hw))
+        for row, images in enumerate(batches):
+            yield tensors.batch(row, images)
+
+    def fingerprint(self) -> dict[str, int | float | str]:
+        """See Loader."""
+        return {"loader": "dali"} | self._split.fingerprint()
+
+    def close(self) -> None:
+        """See Loader."""
+        self._pipeline.close()
+
+
+def _device_id(device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    return device.index if device.index is not None else torch.cuda.current_device()
