@@ -1,6 +1,8 @@
 """The network as a function from uint8 pixels to scores: normalization, mirrors, memory format, autocast, batch limits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,8 +16,9 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Scorer:
     """Runs the network on batches of at most `pixels_per_forward` pixels, mirrors included.
 
-    The composition of the batches is a function of the arguments alone: on one device the scores are the same bits whoever
-    computes them. Only where the GPU's memory is too small is the limit halved, said aloud, for the rest of the run.
+    The scores of a batch are the same bits whoever computes them on such a device. On a CPU that needs a fixed number of threads
+    per convolution (two threads add in another order than one), so every batch gets one, and `cpu_threads` batches run
+    side by side. Only where a GPU's memory is too small is the limit halved, said aloud, for the rest of the run.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class Scorer:
         precision: Literal["fp32", "bf16", "fp16"] = "fp32",
         channels_last: bool = True,
         compile_model: bool = False,
+        cpu_threads: int = 1,
         say: Callable[[str], None] = print,
     ) -> None:
         self.pixels_per_forward = pixels_per_forward
@@ -43,19 +47,36 @@ class Scorer:
         # uint8 x becomes (x - 255 mean) / (255 std).
         self._shift_c11 = (255 * torch.tensor(mean, dtype=torch.float32, device=device)).view(-1, 1, 1)
         self._scale_c11 = (255 * torch.tensor(std, dtype=torch.float32, device=device)).view(-1, 1, 1)
+        self._threads = ThreadPoolExecutor(max_workers=cpu_threads) if device.type == "cpu" and cpu_threads > 1 else None
+        self._torch_threads = torch.get_num_threads()
+        if device.type == "cpu":
+            torch.set_num_threads(1)
         self._say = say
 
-    @torch.inference_mode()
-    def view_scores(self, pixels_nhwc: torch.Tensor, mirrored: bool) -> torch.Tensor:
-        """Scores of uint8 (N, H, W, 3) images of one shape: float32 (N, 1, K), or (N, 2, K) with each image's mirror second.
+    def close(self) -> None:
+        """Stop the threads, and give torch back the number that it had."""
+        if self._threads is not None:
+            self._threads.shutdown()
+        torch.set_num_threads(self._torch_threads)
+
+    def images_per_forward(self, height: int, width: int, mirrored: bool) -> int:
+        """How many images of that shape one forward pass takes, at least 1."""
+        return max(1, self.pixels_per_forward // (height * width * (2 if mirrored else 1)))
+
+    def score_batches(self, batches_nhwc: Sequence[torch.Tensor], mirrored: bool) -> list[torch.Tensor]:
+        """Scores of batches of uint8 (N, H, W, 3) images: float32 (N, 1, K) each, or (N, 2, K) with each image's mirror second.
 
         Probabilities or logits, as `average` says. Raises DataError when a single image does not fit into the memory.
         """
+        score = partial(self._score_in_memory, mirrored=mirrored)
+        return list(self._threads.map(score, batches_nhwc)) if self._threads else [score(batch) for batch in batches_nhwc]
+
+    @torch.inference_mode()
+    def _score_in_memory(self, pixels_nhwc: torch.Tensor, *, mirrored: bool) -> torch.Tensor:
         height, width = pixels_nhwc.shape[1:3]
         pieces, start = [], 0
         while start < len(pixels_nhwc):
-            images = max(1, self.pixels_per_forward // (height * width * (2 if mirrored else 1)))
-            piece_nhwc = pixels_nhwc[start : start + images]
+            piece_nhwc = pixels_nhwc[start : start + self.images_per_forward(height, width, mirrored)]
             try:
                 pieces.append(self._forward(piece_nhwc, mirrored))
             except torch.OutOfMemoryError:

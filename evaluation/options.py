@@ -39,7 +39,7 @@ class EvaluationOptions:
     decode_device: Literal["cpu", "gpu"] = "cpu"
     """dali: where images are decoded and resized."""
     num_threads: int | None = None
-    """Decoding threads per rank (None: the cores, shared among the ranks of this machine)."""
+    """Decoding threads per rank, and on a CPU batches scored side by side (None: the cores, shared among this machine's ranks)."""
     on_broken: Literal["error", "skip"] = "error"
     """An image that cannot be decoded: stop with its name, or leave it out, counted and named."""
     labels: Path | None = None

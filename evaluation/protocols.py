@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from evaluation.decoding import DecodedChunk, Decoder, EncodedImage, run_ahead
+from evaluation.decoding import DecodedChunk, Decoder, run_ahead
 from evaluation.forward import Scorer
 from evaluation.fully_convolutional import group_by_shape, order_by_shape
 from evaluation.image_list import ImageList
@@ -20,18 +20,17 @@ from evaluation.partial import PartialScores, Scored
 from evaluation.progress import Progress
 from evaluation.ranks import Ranks
 from evaluation.views import Pass
-from unitdist.errors import DataError
+from unitdist.errors import DataError, UnitdistError
 
 BuildDecoder = Callable[[tuple[Pass, ...]], Decoder]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Images that are decoded together, and the passes in which they are not scored yet."""
+    """Images that are decoded together, by one rank."""
 
     number: int
     image_ids: tuple[int, ...]
-    passes: tuple[Pass, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,45 +67,79 @@ def score_passes(
     started = time.perf_counter()
     finished = ranks.from_main(lambda: {plan.name for plan in passes if partial.finished(plan)})
     open_passes = tuple(plan for plan in passes if plan.name not in finished)
-    mine: dict[str, list[Scored]] = {plan.name: [] for plan in open_passes}
-    todo: list[Chunk] = []
-    for number, image_ids in list(enumerate(cut_chunks(images, images_per_chunk)))[ranks.world.rank :: ranks.world.size]:
-        kept = {plan.name: partial.load(plan, number) for plan in open_passes}
-        for name, scored in kept.items():
-            mine[name] += [scored] if scored is not None else []
-        missing = tuple(plan for plan in open_passes if kept[plan.name] is None)
-        if missing:
-            todo.append(Chunk(number=number, image_ids=image_ids, passes=missing))
-    progress.start(sum(len(chunk.image_ids) for chunk in todo))
-    for chunk, decoded in _decode_ahead(images, todo, build_decoder):
+    chunks = [Chunk(number=n, image_ids=ids) for n, ids in enumerate(cut_chunks(images, images_per_chunk))]
+    mine = chunks[ranks.world.rank :: ranks.world.size]
+    progress.start(sum(len(chunk.image_ids) for chunk in mine) if open_passes else 0)
+    scored: dict[str, list[Scored]] = {plan.name: [] for plan in open_passes}
+    try:
+        for chunk, passes_of_chunk in _score_chunks(mine, open_passes, images, scorer, build_decoder, partial, skip_broken):
+            for name, scores in passes_of_chunk.items():
+                scored[name].append(scores)
+            progress.advance(len(chunk.image_ids))
+    except UnitdistError as error:
+        error.add_note(f"only rank {ranks.world.rank} met this")
+        raise
+    finally:
+        progress.close()
+    scoring_s = time.perf_counter() - started
+    scores_of, broken = {}, dict(images.broken)
+    for plan in passes:
+        shares = ranks.gather(scored.get(plan.name, []))
+        if ranks.world.is_main:
+            scores_of[plan.name], found = _whole_pass(plan, images, partial, [part for share in shares for part in share])
+            broken.update(found)
+    seconds = {"scoring_s": scoring_s, "images_of_rank_0": float(progress.done)}
+    return PassScores(scores=scores_of, broken=broken, seconds=seconds) if ranks.world.is_main else None
+
+
+def _score_chunks(
+    chunks: Sequence[Chunk],
+    passes: tuple[Pass, ...],
+    images: ImageList,
+    scorer: Scorer,
+    build_decoder: BuildDecoder,
+    partial: PartialScores,
+    skip_broken: bool,
+) -> Iterator[tuple[Chunk, dict[str, Scored]]]:
+    """Each chunk with its scores by pass: from the disk where they are kept, else computed, and kept."""
+    todo: list[tuple[Chunk, tuple[Pass, ...]]] = []
+    for chunk in chunks if passes else ():
+        kept = _kept(chunk, passes, partial)
+        if len(kept) == len(passes):
+            yield chunk, kept
+        else:
+            todo.append((chunk, tuple(plan for plan in passes if plan.name not in kept)))
+    for chunk, missing, decoded in _decode_ahead(images, todo, build_decoder):
         broken = {chunk.image_ids[position]: reason for position, reason in decoded.broken.items()}
         if broken and not skip_broken:
             raise broken_error(images, broken)
         kept_ids = np.array([chunk.image_ids[position] for position in decoded.kept], dtype=np.int64)
-        for plan in chunk.passes:
-            scored = Scored(image_ids=kept_ids, scores_bk=pass_scores(decoded, plan, scorer), broken=broken)
-            partial.save(plan, scored, chunk.number)
-            mine[plan.name].append(scored)
-        progress.advance(len(chunk.image_ids))
-    progress.close()
-    scoring_s = time.perf_counter() - started
-    scores, broken = {}, dict(images.broken)
-    for plan in passes:
-        gathered = ranks.gather(mine.get(plan.name, []))
-        if not ranks.world.is_main:
-            continue
-        whole = partial.load(plan) if plan.name in finished else None
-        parts = [whole] if whole is not None else [scored for share in gathered for scored in share]
-        scores[plan.name] = assemble(parts, images, plan)
-        for part in parts:
-            broken.update(part.broken)
-        if whole is None:
-            found = {image_id: reason for part in parts for image_id, reason in part.broken.items()}
-            ids = np.arange(len(images), dtype=np.int64)[[image_id not in {**found, **images.broken} for image_id in range(len(images))]]
-            partial.save(plan, Scored(image_ids=ids, scores_bk=scores[plan.name][ids], broken=found))
-    if not ranks.world.is_main:
-        return None
-    return PassScores(scores=scores, broken=broken, seconds={"scoring": scoring_s, "images_scored": float(progress.done)})
+        computed = {}
+        for plan in missing:
+            scores_bk = pass_scores(decoded, plan, scorer)
+            computed[plan.name] = Scored(image_ids=kept_ids, scores_bk=scores_bk, broken=broken)
+            partial.save(plan, computed[plan.name], chunk.number)
+        others = tuple(plan for plan in passes if plan not in missing)
+        yield chunk, {**_kept(chunk, others, partial), **computed}
+
+
+def _kept(chunk: Chunk, passes: tuple[Pass, ...], partial: PartialScores) -> dict[str, Scored]:
+    on_disk = {plan.name: partial.load(plan, chunk.number) for plan in passes}
+    return {name: scored for name, scored in on_disk.items() if scored is not None}
+
+
+def _whole_pass(
+    plan: Pass, images: ImageList, partial: PartialScores, parts: list[Scored]
+) -> tuple[np.ndarray, dict[int, str]]:
+    """All images' scores of one pass, from the disk if it is finished there, and the images that could not be decoded."""
+    kept = partial.load(plan)
+    if kept is not None:
+        return assemble([kept], images, plan), kept.broken
+    scores_nk = assemble(parts, images, plan)
+    broken = {image_id: reason for part in parts for image_id, reason in part.broken.items()}
+    readable = np.array([i for i in range(len(images)) if i not in broken and i not in images.broken], dtype=np.int64)
+    partial.save(plan, Scored(image_ids=readable, scores_bk=scores_nk[readable], broken=broken))
+    return scores_nk, broken
 
 
 def pass_scores(decoded: DecodedChunk, plan: Pass, scorer: Scorer) -> np.ndarray:
@@ -114,20 +147,20 @@ def pass_scores(decoded: DecodedChunk, plan: Pass, scorer: Scorer) -> np.ndarray
     if not decoded.kept:
         return np.zeros((0, 0), dtype=np.float32)
     if plan.kind == "crops":
-        pixels = decoded.crops[plan.name]
-        images, windows = pixels.shape[:2]
-        views_nvk = scorer.view_scores(pixels.flatten(0, 1), plan.mirrored)
+        windows_bvhwc = decoded.crops[plan.name]
+        images, windows, height, width = windows_bvhwc.shape[:4]
+        batches = windows_bvhwc.flatten(0, 1).split(scorer.images_per_forward(height, width, plan.mirrored))
+        views_nvk = torch.cat(scorer.score_batches(batches, plan.mirrored))
         views_bvk = views_nvk.reshape(images, windows * views_nvk.shape[1], -1)
         return np.asarray(views_bvk.double().mean(dim=1).float().cpu().numpy())
     wholes = decoded.wholes[plan.name]
-    rows: list[tuple[list[int], torch.Tensor]] = []
-    for positions in group_by_shape([tuple(whole.shape[:2]) for whole in wholes], scorer.pixels_per_forward):
-        views_nvk = scorer.view_scores(torch.stack([wholes[position] for position in positions]), plan.mirrored)
-        rows.append((positions, views_nvk.double().mean(dim=1).float()))
-    scores_bk = torch.empty(len(wholes), rows[0][1].shape[1])
-    for positions, scores_nk in rows:
-        scores_bk[positions] = scores_nk.cpu()
-    return np.asarray(scores_bk.numpy())
+    shapes = [(whole.shape[0], whole.shape[1]) for whole in wholes]
+    groups = group_by_shape(shapes, scorer.pixels_per_forward // (2 if plan.mirrored else 1))
+    scores = scorer.score_batches([torch.stack([wholes[i] for i in group]) for group in groups], plan.mirrored)
+    means = torch.cat([views_nvk.double().mean(dim=1).float() for views_nvk in scores]).cpu().numpy()
+    scores_bk = np.empty_like(means)
+    scores_bk[[i for group in groups for i in group]] = means
+    return scores_bk
 
 
 def assemble(parts: Sequence[Scored], images: ImageList, plan: Pass) -> np.ndarray:
@@ -164,16 +197,16 @@ def broken_error(images: ImageList, broken: dict[int, str]) -> DataError:
 
 
 def _decode_ahead(
-    images: ImageList, todo: Sequence[Chunk], build_decoder: BuildDecoder
-) -> Iterator[tuple[Chunk, DecodedChunk]]:
-    """Chunks with their pixels; a thread decodes the next ones while the network works."""
+    images: ImageList, todo: Sequence[tuple[Chunk, tuple[Pass, ...]]], build_decoder: BuildDecoder
+) -> Iterator[tuple[Chunk, tuple[Pass, ...], DecodedChunk]]:
+    """Chunks with the pixels for their passes; a thread decodes the next ones while the network works."""
     decoders: dict[tuple[Pass, ...], Decoder] = {}
 
-    def decode(chunk: Chunk) -> tuple[Chunk, DecodedChunk]:
-        if chunk.passes not in decoders:
-            decoders[chunk.passes] = build_decoder(chunk.passes)
-        encoded: list[EncodedImage] = [images.read(image_id) for image_id in chunk.image_ids]
-        return chunk, decoders[chunk.passes].decode(encoded)
+    def decode(item: tuple[Chunk, tuple[Pass, ...]]) -> tuple[Chunk, tuple[Pass, ...], DecodedChunk]:
+        chunk, passes = item
+        if passes not in decoders:
+            decoders[passes] = build_decoder(passes)
+        return chunk, passes, decoders[passes].decode([images.read(image_id) for image_id in chunk.image_ids])
 
     try:
         yield from run_ahead(decode, todo)

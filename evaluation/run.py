@@ -108,19 +108,24 @@ def _evaluate(
         precision=options.precision,
         channels_last=options.channels_last,
         compile_model=options.compile,
+        # Compiling, and layers whose divisor is set before each call, are not for several threads at once.
+        cpu_threads=1 if options.compile or options.norm_divisor == "per_image" else _threads(options, ranks.world),
         say=progress.say,
     )
-    scored = score_passes(
-        images,
-        passes,
-        scorer=scorer,
-        build_decoder=_decoder_builder(options, device, ranks.world),
-        ranks=ranks,
-        partial=PartialScores(None if folder is None else folder / "partial"),
-        images_per_chunk=options.images_per_chunk,
-        skip_broken=options.on_broken == "skip",
-        progress=progress,
-    )
+    try:
+        scored = score_passes(
+            images,
+            passes,
+            scorer=scorer,
+            build_decoder=_decoder_builder(options, device, ranks.world),
+            ranks=ranks,
+            partial=PartialScores(None if folder is None else folder / "partial"),
+            images_per_chunk=options.images_per_chunk,
+            skip_broken=options.on_broken == "skip",
+            progress=progress,
+        )
+    finally:
+        scorer.close()
 
     def summarize() -> dict[str, dict[str, Any]]:
         assert scored is not None
@@ -219,8 +224,12 @@ def _fingerprint(
     }
 
 
+def _threads(options: EvaluationOptions, world: World) -> int:
+    return options.num_threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
+
+
 def _decoder_builder(options: EvaluationOptions, device: torch.device, world: World) -> Callable[[tuple[Pass, ...]], Decoder]:
-    threads = options.num_threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
+    threads = _threads(options, world)
 
     def build(passes: tuple[Pass, ...]) -> Decoder:
         if options.loader == "torchvision":
