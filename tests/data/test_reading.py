@@ -77,7 +77,9 @@ def test_closing_the_reader_early_ends_its_threads() -> None:
     ],
 )
 def test_unreadable_image_stops_with_its_name_and_reason(bad: bytes | OSError, reason: str) -> None:
-    with pytest.raises(DataError, match=rf"^unreadable image image 4 \({reason}\); repair or remove it, or set data.on"):
+    with pytest.raises(
+        DataError, match=rf"^unreadable image image 4 \({reason}\); repair or remove it, or set data.on"
+    ):
         read_batch(MemorySource({4: bad}), np.array([0, 4]), ERROR, {})
 
 
