@@ -189,9 +189,8 @@ def _foreign_network(content: dict[str, Any], state: State, path: Path, options:
         model = _torchvision_model(name.removeprefix("torchvision:"), num_classes)
         model = convert_unitization(model, sync=False) if has_alpha else model
     else:
-        norm = "unitization" if has_alpha else "batchnorm"
-        size_px = options.norm_divisor_from_image_size or 224
-        model = build_model(ModelConfig(name=name, num_classes=num_classes, norm=norm), image_size_px=size_px, sync=False)
+        config = ModelConfig(name=name, num_classes=num_classes, norm="unitization" if has_alpha else "batchnorm")
+        model = build_model(config, image_size_px=options.norm_divisor_from_image_size or 224, sync=False)
     _load(model, state, path, options)
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return Network(
@@ -243,7 +242,7 @@ def _outputs_of(state: State) -> int:
     """Outputs of the last matrix of a state dict, which is the classifier in nearly every network."""
     matrices = [value for name, value in state.items() if name.endswith("weight") and value.dim() in (2, 4)]
     if not matrices:
-        raise CheckpointError("the state dict has no linear or convolution weight from which the number of classes could be read; give --num-classes")
+        raise CheckpointError("the state dict has no weight that shows the number of classes; give --num-classes")
     return int(matrices[-1].shape[0])
 
 

@@ -10,6 +10,7 @@ EXIF rotation ignored, output sizes and offsets given explicitly. On a GPU the d
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class DaliDecoder:
         """Drop the pipeline with its threads and memory."""
         self._pipeline = None
 
-    def _run(self, images: list[EncodedImage]) -> tuple | str:
+    def _run(self, images: list[EncodedImage]) -> tuple[Any, ...] | str:
         """The pipeline's outputs, or the reason why it could not run."""
         if self._pipeline is None:
             self._pipeline = self._build()
@@ -102,8 +103,8 @@ class DaliDecoder:
         return pipeline
 
 
-@pipeline_def
-def _views_pipeline(passes: tuple[Pass, ...], crop_px: int) -> tuple:
+@pipeline_def  # type: ignore[untyped-decorator]
+def _views_pipeline(passes: tuple[Pass, ...], crop_px: int) -> tuple[Any, ...]:
     on_gpu = Pipeline.current().device_id is not None
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
     image = fn.decoders.image(
@@ -138,7 +139,7 @@ def _views_pipeline(passes: tuple[Pass, ...], crop_px: int) -> tuple:
 
 def _owned(tensor: object) -> torch.Tensor:
     """A copy that outlives DALI's buffer, on the same device."""
-    return torch.from_dlpack(tensor).clone()
+    return torch.utils.dlpack.from_dlpack(tensor).clone()
 
 
 def _decoder_complaint(error: RuntimeError) -> str | None:

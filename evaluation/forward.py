@@ -38,7 +38,7 @@ class Scorer:
     ) -> None:
         self.pixels_per_forward = pixels_per_forward
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._model: Callable[[torch.Tensor], torch.Tensor] = model.to(device, memory_format=self._format).eval()
+        self._model: Callable[[torch.Tensor], torch.Tensor] = model.to(device).to(memory_format=self._format).eval()
         if compile_model:
             self._model = torch.compile(model)
         self._device = device

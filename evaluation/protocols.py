@@ -149,7 +149,9 @@ def pass_scores(decoded: DecodedChunk, plan: Pass, scorer: Scorer) -> np.ndarray
     if plan.kind == "crops":
         windows_bvhwc = decoded.crops[plan.name]
         images, windows, height, width = windows_bvhwc.shape[:4]
-        batches = windows_bvhwc.flatten(0, 1).split(scorer.images_per_forward(height, width, plan.mirrored))
+        windows_nhwc = windows_bvhwc.flatten(0, 1)
+        step = scorer.images_per_forward(height, width, plan.mirrored)
+        batches = [windows_nhwc[start : start + step] for start in range(0, len(windows_nhwc), step)]
         views_nvk = torch.cat(scorer.score_batches(batches, plan.mirrored))
         views_bvk = views_nvk.reshape(images, windows * views_nvk.shape[1], -1)
         return np.asarray(views_bvk.double().mean(dim=1).float().cpu().numpy())

@@ -34,7 +34,9 @@ class Ranks:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if use_cuda else "gloo", timeout=PATIENCE)
             self._opened = True
-        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        assert isinstance(group, dist.ProcessGroup)  # every rank is a member
+        self._group = group
 
     def from_main(self, decide: Callable[[], Value]) -> Value:
         """The value that rank 0 computes, on every rank; an error of rank 0 is raised on every rank."""

@@ -73,7 +73,8 @@ def summarize_protocol(
     confusion_kk = confusion_matrix(predictions_m, labels_m, num_classes)
     calibrated = calibration(probabilities_mk, labels_m)
     per_scale = [
-        {"scale_px": plan.scale_px, "views": plan.views, **accuracy_summary(scores[plan.name][ids_m], labels_m)} for plan in passes
+        {"scale_px": plan.scale_px, "views": plan.views, **accuracy_summary(scores[plan.name][ids_m], labels_m)}
+        for plan in passes
     ]
     summary = {
         **accuracy_summary(probabilities_mk, labels_m),
@@ -84,7 +85,8 @@ def summarize_protocol(
         "scales": per_scale,
         "paper": None if paper is None else {"top1": paper[0], "top5": paper[1]},
         "per_class": [
-            {"class": class_names[label], "count": int(row.sum()), "top1_correct": int(row[label])} for label, row in enumerate(confusion_kk)
+            {"class": class_names[label], "count": int(row.sum()), "top1_correct": int(row[label])}
+            for label, row in enumerate(confusion_kk)
         ],
     }
     return ProtocolResult(

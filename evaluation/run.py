@@ -13,6 +13,7 @@ from evaluation.checkpoints import Network, follow_image_size, load_network, mod
 from evaluation.decoding import Decoder
 from evaluation.forward import Scorer
 from evaluation.fully_convolutional import require_dense_classifier
+from evaluation.gallery import save_gallery
 from evaluation.image_list import ImageList, list_images, require_same_labels
 from evaluation.options import PROTOCOLS, TABLE_3_PROTOCOLS, EvaluationOptions, protocol_passes
 from evaluation.partial import Fingerprint, PartialScores, open_partial
@@ -131,11 +132,14 @@ def _evaluate(
         assert scored is not None
         papers = {name: paper_row(name, network.name, network.norm, num_outputs, plan) for name, plan in plans.items()}
         results = [
-            summarize_protocol(name, plan, scored.scores, images, scored.broken, options.average, papers[name]) for name, plan in plans.items()
+            summarize_protocol(name, plan, scored.scores, images, scored.broken, options.average, papers[name])
+            for name, plan in plans.items()
         ]
         say(console_table(results, network.name, network.norm))
         if folder is not None:
-            _write(folder, results, scored, images, fingerprint, network, options, time.perf_counter() - started, ranks.world)
+            seconds = time.perf_counter() - started
+            for remark in _write(folder, results, scored, images, fingerprint, network, options, seconds, ranks.world):
+                say(remark)
             say(f"report: {folder / 'report.json'}")
         return {result.name: result.summary for result in results}
 
@@ -152,7 +156,11 @@ def _write(
     options: EvaluationOptions,
     total_s: float,
     world: World,
-) -> None:
+) -> list[str]:
+    """Fill the output folder; returns what the user should know."""
+    for name in PROTOCOLS:  # of an earlier evaluation into this folder, perhaps of another network
+        for form in ("{}_per_class.png", "{}_confusion.png", "{}_calibration.png", "{}_errors.html", "scores_{}.npz"):
+            (folder / form.format(name)).unlink(missing_ok=True)
     report = {
         "schema": SCHEMA,
         "count": len(images) - len(scored.broken),
@@ -166,8 +174,16 @@ def _write(
     timing = {"ranks": world.size, "total_s": total_s, **scored.seconds}
     write_json(folder / "timing.json", timing)
     for result in results:
+        save_gallery(folder / f"{result.name}_errors.html", result, images, options.gallery_images)
         if options.save_scores:
             save_scores(folder / f"scores_{result.name}.npz", result, images)
+    try:
+        from evaluation.pictures import save_pictures
+    except ImportError as error:
+        return [f"no pictures: matplotlib cannot be imported ({error}); pip install 'unitdist[demo]'"]
+    for result in results:
+        save_pictures(folder, result)
+    return []
 
 
 def _network(model_or_checkpoint: str | Path | nn.Module | Network, options: EvaluationOptions) -> Network:
@@ -192,7 +208,8 @@ def _probe(network: Network, passes: Sequence[Pass], options: EvaluationOptions,
             with torch.inference_mode():
                 logits = network.model(torch.zeros(1, len(network.mean), height, width, device=device))
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            raise ConfigError(f"{network.name} cannot take a colour image of {height}x{width} pixels: {str(error).splitlines()[0]}") from None
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"{network.name} cannot take a colour image of {height}x{width} pixels: {reason}") from None
         if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
             raise ConfigError(f"{network.name} is no classifier: expected scores (images, classes), got {type(logits).__name__}")
         outputs = logits.shape[1]

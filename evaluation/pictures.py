@@ -1,0 +1,111 @@
+"""Per-class accuracy, confusion matrix and calibration as PNG. The only file of this folder that imports matplotlib."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from evaluation.report import ProtocolResult
+
+NAMED_CLASSES = 40
+"""Up to so many classes every class has its own line and name; above, the worst and best are named."""
+
+BLUE, ORANGE, GREY = "#1f5fa8", "#d9730d", "#8a8a8a"
+
+
+def save_pictures(folder: Path, result: ProtocolResult) -> list[Path]:
+    """Write <protocol>_per_class.png, <protocol>_confusion.png and <protocol>_calibration.png; returns their paths."""
+    pictures = {"per_class": _per_class, "confusion": _confusion, "calibration": _calibration}
+    paths = []
+    for name, draw in pictures.items():
+        paths.append(folder / f"{result.name}_{name}.png")
+        figure = draw(result)
+        FigureCanvasAgg(figure)
+        figure.savefig(paths[-1], dpi=130)
+    return paths
+
+
+def _per_class(result: ProtocolResult) -> Figure:
+    count_k = result.confusion_kk.sum(axis=1)
+    accuracy_k = 100 * np.diag(result.confusion_kk) / np.maximum(count_k, 1)
+    seen = np.flatnonzero(count_k)
+    order = seen[np.argsort(accuracy_k[seen], kind="stable")]
+    if len(order) <= NAMED_CLASSES:
+        figure = Figure(figsize=(8, 1.4 + 0.26 * len(order)), layout="constrained")
+        _bars(figure.add_subplot(), order, accuracy_k, result, f"Top-1 accuracy by class, {result.name}")
+        return figure
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    left.plot(accuracy_k[order], color=BLUE)
+    left.set_title(f"Top-1 accuracy of {len(order)} classes, sorted, {result.name}")
+    left.set_xlabel("classes, worst first")
+    left.set_ylabel("top-1, %")
+    left.set_ylim(0, 102)
+    left.axhline(100 * result.summary["top1"], color=ORANGE, linewidth=1, label=f"all images {100 * result.summary['top1']:.2f} %")
+    left.legend(loc="lower right", frameon=False)
+    left.grid(axis="y", alpha=0.3)
+    _bars(right, order[:25], accuracy_k, result, "the 25 worst")
+    return figure
+
+
+def _bars(axes: Axes, classes: np.ndarray, accuracy_k: np.ndarray, result: ProtocolResult, title: str) -> None:
+    count_k = result.confusion_kk.sum(axis=1)
+    places = np.arange(len(classes))[::-1]
+    axes.barh(places, accuracy_k[classes], color=BLUE, height=0.7)
+    axes.set_yticks(places, [f"{_short(result.class_names[label])} ({count_k[label]})" for label in classes], fontsize=8)
+    axes.axvline(100 * result.summary["top1"], color=ORANGE, linewidth=1)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(-0.7, len(classes) - 0.3)
+    axes.set_xlabel(f"top-1, % (images in brackets; line: all images, {100 * result.summary['top1']:.2f} %)")
+    axes.set_title(title, fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _confusion(result: ProtocolResult) -> Figure:
+    count_k1 = result.confusion_kk.sum(axis=1, keepdims=True)
+    share_kk = 100 * result.confusion_kk / np.maximum(count_k1, 1)
+    classes = len(result.class_names)
+    side = 9.0 if classes > NAMED_CLASSES else max(5.0, 2.2 + 0.3 * classes)
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(share_kk, cmap="Blues", vmin=0, vmax=100, interpolation="nearest" if classes <= 200 else "antialiased")
+    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
+    axes.set_title(f"Confusion, {result.name}: {int(result.confusion_kk.sum())} images", fontsize=10)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if classes <= NAMED_CLASSES:
+        names = [_short(name) for name in result.class_names]
+        axes.set_xticks(range(classes), names, rotation=90, fontsize=8)
+        axes.set_yticks(range(classes), names, fontsize=8)
+        for row, column in zip(*np.nonzero(result.confusion_kk), strict=True):
+            color = "white" if share_kk[row, column] > 55 else "black"
+            axes.text(column, row, str(result.confusion_kk[row, column]), ha="center", va="center", fontsize=7, color=color)
+    return figure
+
+
+def _calibration(result: ProtocolResult) -> Figure:
+    bins = len(result.calibration.images_per_bin)
+    middles = (np.arange(bins) + 0.5) / bins
+    images_b = np.array(result.calibration.images_per_bin)
+    figure = Figure(figsize=(6, 6.5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+    filled = images_b > 0
+    accuracy_b, confidence_b = np.array(result.calibration.accuracy_per_bin), np.array(result.calibration.confidence_per_bin)
+    top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
+    top.bar(middles[filled], accuracy_b[filled], width=0.9 / bins, color=BLUE, alpha=0.85, label="share of hits in the bin")
+    top.plot(confidence_b[filled], accuracy_b[filled], "o", color=ORANGE, markersize=4, label="at the bin's mean confidence")
+    top.set_ylabel("share of hits")
+    top.set_ylim(0, 1.02)
+    top.set_title(f"Calibration, {result.name}: ECE {result.calibration.error:.4f}, {int(images_b.sum())} images", fontsize=10)
+    top.legend(loc="upper left", frameon=False, fontsize=8)
+    bottom.bar(middles, images_b, width=0.9 / bins, color=GREY)
+    bottom.set_ylabel("images")
+    bottom.set_xlabel("confidence (probability of the predicted class)")
+    bottom.set_xlim(0, 1)
+    return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:23]}…"
