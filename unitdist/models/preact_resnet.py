@@ -4,7 +4,10 @@ A block is a chain of norm, ReLU, convolution; its sum with the shortcut goes on
 own norm. Shortcuts are never normalized. Axes: n samples, c channels, h rows, w columns.
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar, TypeAlias
 
@@ -152,16 +155,41 @@ class PreactResNet(nn.Module):
         return x_nchw
 
     def forward_stage(self, stage: nn.Module, x_nchw: Tensor) -> Tensor:
-        """One stage; with `grad_checkpointing` its blocks' activations are computed again in the backward pass."""
+        """One stage; with gradient checkpointing its blocks' activations are computed again in the backward pass."""
         for block in stage.children():
-            recompute = self.grad_checkpointing and self.training
-            x_nchw = checkpoint(block, x_nchw, use_reentrant=False) if recompute else block(x_nchw)
+            if self.grad_checkpointing and self.training:
+                contexts = partial(_recompute_contexts, block)
+                x_nchw = checkpoint(block, x_nchw, use_reentrant=False, context_fn=contexts)
+            else:
+                x_nchw = block(x_nchw)
         return x_nchw
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the blocks' inputs in training and compute the rest twice; running statistics move once."""
+        self.grad_checkpointing = enable
 
     def forward_head(self, x_nchw: Tensor, pre_logits: bool = False) -> Tensor:
         """Pooled map (N, num_features) if `pre_logits`, else logits (N, num_classes)."""
         out_nc: Tensor = self.pool(x_nchw).flatten(1)
         return out_nc if pre_logits else self.classifier(out_nc)
+
+
+def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of `torch.utils.checkpoint`: of the first pass, and of the pass that computes it again."""
+    return nullcontext(), _spared_buffers(block)
+
+
+@contextmanager
+def _spared_buffers(block: nn.Module) -> Iterator[None]:
+    """Let the block work on copies of its buffers, or its running statistics would move twice per step."""
+    kept = [(module, dict(module._buffers)) for module in block.modules()]
+    for module, buffers in kept:
+        module._buffers.update({name: None if buffer is None else buffer.clone() for name, buffer in buffers.items()})
+    try:
+        yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.update(buffers)
 
 
 def _stage(

@@ -26,10 +26,22 @@ def imagenet_resnet(
     final_norm: bool = False,
 ) -> PreactResNet:
     """The net of that depth. At 224 x 224 the stages see maps of 56^2, 28^2, 14^2 and 7^2 pixels."""
+    return PreactResNet(
+        imagenet_shape(depth),
+        options,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        stem_norm=stem_norm,
+        final_norm=final_norm,
+    )
+
+
+def imagenet_shape(depth: int) -> NetShape:
+    """Stem, blocks and widths of the net of that depth. Raises ValueError for another depth than `DEPTHS`."""
     if depth not in _STAGES:
         raise ValueError(f"no ImageNet ResNet of depth {depth}; known: {DEPTHS}")
     block, blocks = _STAGES[depth]
-    shape = NetShape(
+    return NetShape(
         stem_channels=64,
         stem_kernel=7,
         stem_stride=2,
@@ -37,7 +49,4 @@ def imagenet_resnet(
         block=block,
         stage_blocks=blocks,
         stage_widths=(64, 128, 256, 512),
-    )
-    return PreactResNet(
-        shape, options, num_classes=num_classes, in_channels=in_channels, stem_norm=stem_norm, final_norm=final_norm
     )
