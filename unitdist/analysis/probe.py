@@ -95,11 +95,15 @@ def capture_outputs(model: nn.Module, layer_names: Sequence[str]) -> Iterator[di
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Inside the block every module is in evaluation mode; afterwards each is as it was."""
+    """Inside the block every module is in evaluation mode and runs uncompiled; afterwards each is as it was.
+
+    (A compiled module would be compiled anew with the hooks of the measure in it.)
+    """
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for module, was_training in training.items():
             module.training = was_training
