@@ -105,6 +105,8 @@ class DataConfig:
     """What lies at data.path."""
     loader: Literal["dali", "torchvision", "resident", "synthetic"] = "dali"
     """Who decodes and augments: dali and torchvision for image_folder, resident for mnist and cifar, synthetic for none."""
+    source: Literal["folder", "manifest", "webdataset", "tfrecord"] = "folder"
+    """image_folder: class folders, the list SPLIT.tsv of a scan, or tars or TFRecords with SPLIT/index.tsv."""
     train_split: str = "train"
     """Sub-folder with one folder of training images per class."""
     val_split: str = "val"
@@ -133,6 +135,8 @@ class DataConfig:
     """Channel standard deviations divided by, in units of the full range [0, 1]."""
     num_threads: int = 4
     """Decoding threads (dali) or worker processes (torchvision) per rank."""
+    shuffle_window: int = 8192
+    """webdataset, tfrecord: samples that are shuffled among each other; a rank reads about this many / 1000 shards."""
     prefetch_batches: int = 2
     """Batches prepared ahead."""
     on_broken: Literal["error", "replace"] = "error"
@@ -159,6 +163,7 @@ class DataConfig:
             "num_threads",
             "prefetch_batches",
             "max_image_megapixels",
+            "shuffle_window",
             "synthetic_samples",
             "synthetic_classes",
         ):
@@ -284,7 +289,7 @@ class TrainConfig:
     accumulation_steps: int = 1
     """Micro-batches per optimizer step, >= 1."""
     channels_last: bool = True
-    """Keep images and weights in the channels_last memory format."""
+    """Keep weights in the channels_last memory format of the images (ddp; under deepspeed they stay contiguous)."""
     compile: bool = False
     """torch.compile the model."""
     ema_decay: float | None = None

@@ -7,6 +7,7 @@ import torch
 from unitdist.config import DataConfig
 from unitdist.data.batch import Loader
 from unitdist.data.index import class_names, require_same_classes, scan_image_folder
+from unitdist.data.manifest import FILES_FORMAT, SHARDS_FORMAT, header_classes, load_manifest, load_shards
 from unitdist.data.reading import ImageSource
 from unitdist.data.split import Split
 from unitdist.data.synthetic import SyntheticLoader
@@ -65,10 +66,27 @@ def _require_path(config: DataConfig) -> Path:
 def _image_folder(config: DataConfig, *, training: bool) -> ImageSource:
     root = _require_path(config)
     train, val = root / config.train_split, root / config.val_split
-    index = scan_image_folder(train if training else val)
+    source = _open_source(config, train if training else val)
     if not training:
-        require_same_classes(class_names(train), list(index.class_to_idx), train=train, val=val)
-    return index
+        require_same_classes(_class_names(config, train), list(source.class_to_idx), train=train, val=val)
+    return source
+
+
+def _open_source(config: DataConfig, folder: Path) -> ImageSource:
+    if config.source == "folder":
+        return scan_image_folder(folder)
+    if config.source == "manifest":
+        return load_manifest(folder.with_name(folder.name + ".tsv"), folder)
+    return load_shards(folder / "index.tsv", config.source, window_samples=config.shuffle_window)
+
+
+def _class_names(config: DataConfig, folder: Path) -> list[str]:
+    """The classes of a split without reading all of it."""
+    if config.source == "folder":
+        return class_names(folder)
+    if config.source == "manifest":
+        return header_classes(folder.with_name(folder.name + ".tsv"), FILES_FORMAT)
+    return header_classes(folder / "index.tsv", SHARDS_FORMAT)
 
 
 def _image_loader(split: Split, device: torch.device) -> Loader:
