@@ -7,9 +7,11 @@ refused, because n belongs to the training and must not be taken from the test i
 import hashlib
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -100,8 +102,9 @@ def state_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def follow_image_size(model: nn.Module) -> None:
-    """Let every layer's n be the H*W of the image at hand: `--norm-divisor per_image`, against the paper.
+@contextmanager
+def following_image_size(model: nn.Module) -> Iterator[None]:
+    """Within, every layer's n is the H*W of the image at hand: `--norm-divisor per_image`, against the paper.
 
     All images of a batch have one shape, so a hook before each layer that sets its divisor is enough.
     """
@@ -113,8 +116,14 @@ def follow_image_size(model: nn.Module) -> None:
     layers = [module for module in model.modules() if isinstance(module, Unitization2d) and module.norm_scope == "image"]
     if not layers:
         raise ConfigError("--norm-divisor per_image: this network has no Unitization layer with a norm per image")
-    for layer in layers:
-        layer.register_forward_pre_hook(set_divisor)
+    trained = [layer.norm_divisor.clone() for layer in layers]
+    hooks = [layer.register_forward_pre_hook(set_divisor) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, divisor, hook in zip(layers, trained, hooks, strict=True):
+            hook.remove()
+            layer.norm_divisor.copy_(divisor)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -184,13 +193,8 @@ def _foreign_network(content: dict[str, Any], state: State, path: Path, options:
     if name is None:
         raise ConfigError(f"{path} does not say which network it belongs to; give --model, e.g. --model timm:resnet50")
     has_alpha = any(key == "alpha" or key.endswith(".alpha") for key in state)
-    num_classes = options.num_classes or _outputs_of(state)
-    if name.startswith("torchvision:"):
-        model = _torchvision_model(name.removeprefix("torchvision:"), num_classes)
-        model = convert_unitization(model, sync=False) if has_alpha else model
-    else:
-        config = ModelConfig(name=name, num_classes=num_classes, norm="unitization" if has_alpha else "batchnorm")
-        model = build_model(config, image_size_px=options.norm_divisor_from_image_size or 224, sync=False)
+    num_classes = options.num_classes or _outputs_of(state, name)
+    model = _plain_model(name, num_classes, "unitization" if has_alpha else "batchnorm")
     _load(model, state, path, options)
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return Network(
@@ -202,13 +206,17 @@ def _foreign_network(content: dict[str, Any], state: State, path: Path, options:
     )
 
 
-def _torchvision_model(name: str, num_classes: int) -> nn.Module:
+def _plain_model(name: str, num_classes: int, norm: Literal["unitization", "batchnorm"]) -> nn.Module:
+    """A network by name: torchvision:NAME, timm:NAME, or one of unitdist's own. Its norm divisors are whatever they are."""
+    if not name.startswith("torchvision:"):
+        return build_model(ModelConfig(name=name, num_classes=num_classes, norm=norm), image_size_px=224, sync=False)
     from torchvision import models
 
+    name = name.removeprefix("torchvision:")
     if name not in models.list_models(models):
         raise ConfigError(f"--model: torchvision has no image classifier {name!r}; see torchvision.models.list_models()")
     model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
-    return model
+    return convert_unitization(model, sync=False) if norm == "unitization" else model
 
 
 def _load(model: nn.Module, state: State, path: Path, options: EvaluationOptions) -> None:
@@ -238,12 +246,15 @@ def _require_norm_divisors(model: nn.Module, options: EvaluationOptions, source:
         set_norm_divisors(model, int(options.norm_divisor_from_image_size or 0), only_missing=True)
 
 
-def _outputs_of(state: State) -> int:
-    """Outputs of the last matrix of a state dict, which is the classifier in nearly every network."""
-    matrices = [value for name, value in state.items() if name.endswith("weight") and value.dim() in (2, 4)]
-    if not matrices:
-        raise CheckpointError("the state dict has no weight that shows the number of classes; give --num-classes")
-    return int(matrices[-1].shape[0])
+def _outputs_of(state: State, name: str) -> int:
+    """Number of classes of a state dict: the size of those parameters whose size follows the number of classes."""
+    with torch.device("meta"):
+        two, three = (_plain_model(name, classes, "batchnorm").state_dict() for classes in (2, 3))
+    grows = [key for key in two if two[key].shape != three[key].shape and key in state and state[key].dim() > 0]
+    if not grows:
+        raise CheckpointError(f"the state dict has no classifier of {name} that shows the number of classes; give --num-classes")
+    axis = next(axis for axis, sides in enumerate(zip(two[grows[-1]].shape, three[grows[-1]].shape, strict=True)) if len(set(sides)) == 2)
+    return int(state[grows[-1]].shape[axis])
 
 
 def _norm_of(model: nn.Module) -> str:

@@ -75,6 +75,8 @@ class EvaluationOptions:
     """Keep what an interrupted evaluation into the same output folder has finished."""
     save_scores: bool = False
     """Write every image's class scores to scores_<protocol>.npz."""
+    pictures: bool = True
+    """Draw per-class accuracy, confusion matrix and calibration (needs matplotlib)."""
     gallery_images: int = 60
     """Most confident errors shown in the gallery."""
 

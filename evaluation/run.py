@@ -3,13 +3,14 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from evaluation.checkpoints import Network, follow_image_size, load_network, module_network, state_digest
+from evaluation.checkpoints import Network, following_image_size, load_network, module_network, state_digest
 from evaluation.decoding import Decoder
 from evaluation.forward import Scorer
 from evaluation.fully_convolutional import require_dense_classifier
@@ -51,7 +52,8 @@ def evaluate(
 
     Returns protocol -> {"count", "top1", "top5" (shares in [0, 1]), "top1_correct", "top5_correct", intervals, "scales", ...}, the
     same on every rank and for every number of ranks. `output`: folder for report.json, pictures, gallery and partial scores.
-    `device` None: this rank's GPU if there is one. `say` receives the table and messages (None: stdout of rank 0).
+    `device` None: this rank's GPU if there is one; a network in memory is moved there, and is otherwise left as it was.
+    `say` receives the table and messages (None: stdout of rank 0).
     Collective: under torchrun all ranks call it. Raises ConfigError, CheckpointError or DataError.
     """
     options = options or EvaluationOptions()
@@ -62,13 +64,16 @@ def evaluate(
     if options.resume and folder is None:
         raise ConfigError("--resume needs --output, the folder of the interrupted evaluation")
     say = say or (print if world.is_main else _silent)
-    torch_state = torch.backends.cudnn.benchmark
+    modes = [(module, module.training) for module in _modules(model_or_checkpoint)]
+    benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False  # a search among algorithms could end differently on another rank
     ranks = Ranks(world, use_cuda=device.type == "cuda")
     try:
         return _evaluate(model_or_checkpoint, Path(data), plans, folder, device, options, ranks, say)
     finally:
-        torch.backends.cudnn.benchmark = torch_state
+        torch.backends.cudnn.benchmark = benchmark
+        for module, training in modes:
+            module.training = training
         ranks.close()
 
 
@@ -94,8 +99,6 @@ def _evaluate(
     require_same_labels(images, network.class_to_idx, num_outputs)
     pixels_per_forward = (options.views_per_forward or VIEWS_PER_FORWARD.get(device.type, 16)) * options.crop_px**2
     fingerprint = ranks.from_main(lambda: _fingerprint(network, images, options, device, pixels_per_forward))
-    if options.norm_divisor == "per_image":
-        follow_image_size(network.model)
     if folder is not None:
         ranks.from_main(lambda: open_partial(folder / "partial", fingerprint, options.resume))
     progress = Progress(shown=ranks.world.is_main)
@@ -114,17 +117,18 @@ def _evaluate(
         say=progress.say,
     )
     try:
-        scored = score_passes(
-            images,
-            passes,
-            scorer=scorer,
-            build_decoder=_decoder_builder(options, device, ranks.world),
-            ranks=ranks,
-            partial=PartialScores(None if folder is None else folder / "partial"),
-            images_per_chunk=options.images_per_chunk,
-            skip_broken=options.on_broken == "skip",
-            progress=progress,
-        )
+        with following_image_size(network.model) if options.norm_divisor == "per_image" else nullcontext():
+            scored = score_passes(
+                images,
+                passes,
+                scorer=scorer,
+                build_decoder=_decoder_builder(options, device, ranks.world),
+                ranks=ranks,
+                partial=PartialScores(None if folder is None else folder / "partial"),
+                images_per_chunk=options.images_per_chunk,
+                skip_broken=options.on_broken == "skip",
+                progress=progress,
+            )
     finally:
         scorer.close()
 
@@ -177,6 +181,8 @@ def _write(
         save_gallery(folder / f"{result.name}_errors.html", result, images, options.gallery_images)
         if options.save_scores:
             save_scores(folder / f"scores_{result.name}.npz", result, images)
+    if not options.pictures:
+        return []
     try:
         from evaluation.pictures import save_pictures
     except ImportError as error:
@@ -192,6 +198,11 @@ def _network(model_or_checkpoint: str | Path | nn.Module | Network, options: Eva
     if isinstance(model_or_checkpoint, nn.Module):
         return module_network(model_or_checkpoint, options)
     return load_network(Path(model_or_checkpoint), options)
+
+
+def _modules(model_or_checkpoint: str | Path | nn.Module | Network) -> list[nn.Module]:
+    model = model_or_checkpoint.model if isinstance(model_or_checkpoint, Network) else model_or_checkpoint
+    return list(model.modules()) if isinstance(model, nn.Module) else []
 
 
 def _probe(network: Network, passes: Sequence[Pass], options: EvaluationOptions, device: torch.device) -> int:
