@@ -66,13 +66,14 @@ def _require_path(config: DataConfig) -> Path:
 def _image_folder(config: DataConfig, *, training: bool) -> ImageSource:
     root = _require_path(config)
     train, val = root / config.train_split, root / config.val_split
-    source = _open_source(config, train if training else val)
+    source = open_source(config, train if training else val)
     if not training:
         require_same_classes(_class_names(config, train), list(source.class_to_idx), train=train, val=val)
     return source
 
 
-def _open_source(config: DataConfig, folder: Path) -> ImageSource:
+def open_source(config: DataConfig, folder: Path) -> ImageSource:
+    """The images of one split, by data.source. Raises ConfigError and DataError."""
     if config.source == "folder":
         return scan_image_folder(folder)
     if config.source == "manifest":

@@ -80,3 +80,32 @@ def _bmp_size(data: bytes) -> tuple[int, int]:
         raise UnreadableImage("truncated BMP")
     width, height = struct.unpack_from("<ii", data, 18)
     return abs(height), abs(width)
+
+
+def image_note(data: bytes, file_name: str) -> str:
+    """What is odd about a readable image: "cmyk", "png named .jpg", ..., or nothing."""
+    suffix = file_name.rpartition(".")[2].lower()
+    suffix = "jpg" if suffix == "jpeg" else suffix
+    content = (
+        "jpg"
+        if data[:2] == b"\xff\xd8"
+        else "png"
+        if data[:4] == b"\x89PNG"
+        else "bmp"
+        if data[:2] == b"BM"
+        else "webp"
+    )
+    if content != suffix:
+        return f"{content} named .{suffix}"
+    return "cmyk" if content == "jpg" and _jpeg_channels(data) == 4 else ""
+
+
+def _jpeg_channels(data: bytes) -> int:
+    position = 2
+    while position + 9 < len(data):
+        marker = data[position + 1]
+        if marker in _JPEG_SIZE_MARKERS:
+            return data[position + 9]
+        bare = 1 if marker == 0xFF else 2 if marker in _JPEG_BARE_MARKERS else 0
+        position += bare or 2 + struct.unpack_from(">H", data, position + 2)[0]
+    return 0
