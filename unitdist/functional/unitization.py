@@ -204,7 +204,7 @@ def gradient_tables(
 
 
 def input_gradient_tables(
-    tables: SampleTables, norm_n: Tensor, sums_2c: Tensor | None, count: Tensor | float, mean_c: Tensor
+    tables: SampleTables, norm_n: Tensor, sums_2c: Tensor | None, count: Tensor | float | None, mean_c: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(slope_nc, offset_c) of dx = scale_nc * dy + slope_nc * (x - mean_c) + offset_c.
 
@@ -212,7 +212,7 @@ def input_gradient_tables(
     constants (evaluation), G1 = G2 = 0.
     """
     inverse_std_c = tables.inverse_std_c
-    if sums_2c is None:
+    if sums_2c is None or count is None:
         return norm_n * inverse_std_c.square(), torch.zeros_like(mean_c)
     mean_grad_c, mean_product_c = (sums_2c / count).chunk(2)
     return (norm_n - mean_product_c) * inverse_std_c.square(), -inverse_std_c * mean_grad_c

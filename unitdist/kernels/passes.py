@@ -1,53 +1,129 @@
-"""The four passes over x, two forward and two backward; everything else is (N, C) tables.
+"""The four passes over x, two forward and two backward: what each computes, and which form computes it.
 
-Axes: n samples, c channels. x is (N, C, *spatial) of any floating type and memory format, tables and sums
-are float32 or wider. The forward pass is y = scale_nc * (x - mean_c) + bias_c, then ReLU if asked.
+Axes: n samples, c channels. x is (N, C, *spatial) of any floating type and memory format; tables are float32 or wider. The
+caller's work lies between the passes: the sums of the first and third pass are what ranks exchange.
+
+- `triton_nhwc`: CUDA, channels_last (or vectors), float32, bfloat16, float16.
+- `compiled`: where the caller asks for it, dense tensors of 4 axes.
+- `plain`: everything else; on the CPU in torch's own vectorized kernels.
 """
+
+import warnings
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from unitdist.functional.moments import sample_moments as plain_sample_moments
+from unitdist.functional.unitization import GradientTables
+from unitdist.kernels import compiled as compiled_form
+from unitdist.kernels import plain
+from unitdist.kernels.parameters import Parameters, Saved
+from unitdist.kernels.plain import Statistics
 
 
-def sample_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and centred sum of squares over space, per sample and channel: two (N, C) tables. Reads x."""
-    return plain_sample_moments(x)
+def moments(x: Tensor, residual: Tensor | None, compiled: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """First pass: reads x (and `residual`, which is added to it).
 
-
-def scale_shift(x: Tensor, mean_c: Tensor, scale_nc: Tensor, bias_c: Tensor, relu: bool) -> Tensor:
-    """y = scale_nc * (x - mean_c) + bias_c in x's type and format, then ReLU if `relu`. Reads x, writes y."""
-    y = (x.to(scale_nc.dtype) - over_space(mean_c[None], x)) * over_space(scale_nc, x) + over_space(bias_c[None], x)
-    y = y.to(x.dtype)
-    return torch.relu_(y) if relu else y
-
-
-def gradient_sums(
-    grad_y: Tensor, x: Tensor, mean_c: Tensor, scale_nc: Tensor, bias_c: Tensor, relu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over space of dy and of dy * (x - mean_c), (N, C) each, dy masked by the recomputed ReLU.
-
-    Third: what `input_gradient` is to be given as its grad_y. Reads x and grad_y.
+    Returns x + residual in x's type and format (x itself without a residual), its mean and centred sum of
+    squares per sample and channel (N, C), and `pack_moments` of these samples (float64, 2C+1), to be summed over ranks.
     """
-    if relu:
-        grad_y = torch.ops.aten.threshold_backward(grad_y, scale_shift(x, mean_c, scale_nc, bias_c, False), 0)
-    grad_ncp = grad_y.flatten(2).to(scale_nc.dtype) if x.dim() > 2 else grad_y.unsqueeze(2).to(scale_nc.dtype)
-    x_ncp = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
-    deviation_ncp = x_ncp.to(scale_nc.dtype) - mean_c[None, :, None]
-    return grad_ncp.sum(2), (grad_ncp * deviation_ncp).sum(2), grad_y
+    return _form(x, compiled).moments(x, residual)  # type: ignore[no-any-return]
+
+
+def normalize(
+    x: Tensor,
+    mean_nc: Tensor,
+    centred_nc: Tensor,
+    statistics: Statistics,
+    parameters: Parameters,
+    compiled: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Second pass: reads x, writes y = weight t (x - mean) r + bias, then ReLU if asked.
+
+    `statistics`: the packed sums of all ranks, or (mean_c, var_c). Returns y in x's type and format, mean_c, var_c
+    and p_k (N,).
+    """
+    form = _form(x, compiled)
+    return form.normalize(x, mean_nc, centred_nc, statistics, parameters)  # type: ignore[no-any-return]
+
+
+def gradients(
+    grad_y: Tensor, x: Tensor, saved: Saved, parameters: Parameters, compiled: bool
+) -> tuple[GradientTables, Any]:
+    """Third pass: reads x and dy, masks dy by the recomputed ReLU. Returns the tables, and what the fourth takes."""
+    return _form(x, compiled).gradients(grad_y, x, saved, parameters)  # type: ignore[no-any-return]
 
 
 def input_gradient(
-    grad_y: Tensor, x: Tensor, mean_c: Tensor, scale_nc: Tensor, slope_nc: Tensor, offset_c: Tensor
+    carry: Any,
+    x: Tensor,
+    saved: Saved,
+    parameters: Parameters,
+    norm_n: Tensor,
+    sums_2c: Tensor | None,
+    skip_gradient: Tensor | None,
+    compiled: bool,
 ) -> Tensor:
-    """dx = scale_nc * dy + slope_nc * (x - mean_c) + offset_c in x's type and format. Reads both, writes dx."""
-    deviation = x.to(scale_nc.dtype) - over_space(mean_c[None], x)
-    grad_x = over_space(scale_nc, x) * grad_y + over_space(slope_nc, x) * deviation + over_space(offset_c[None], x)
-    return grad_x.to(x.dtype)
+    """Fourth pass: reads x and dy, writes dx in x's type and format.
+
+    `carry`: from `gradients`. `sums_2c`: (m G1, m G2) of all ranks, None where mean and variance were constants.
+    `skip_gradient`: a gradient of x from elsewhere, added in the same store.
+    """
+    form = _form(x, compiled)
+    return form.input_gradient(carry, x, saved, parameters, norm_n, sums_2c, skip_gradient)  # type: ignore[no-any-return]
 
 
-def over_space(table_nc: Tensor, x: Tensor) -> Tensor:
-    """View an (N, C) table so that it broadcasts over the spatial axes of x."""
-    return table_nc.reshape(*table_nc.shape, *([1] * (x.dim() - 2)))
+def update_running_statistics(
+    mean_c: Tensor,
+    var_c: Tensor,
+    packed: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches: Tensor,
+    momentum: float | None,
+) -> None:
+    """running += weight * (batch - running), in place; weight is `momentum`, or 1/batches if None. Advances the counter.
+
+    mean_c, var_c: (C,), biased variance, which enters unbiased. packed: its last number is the count; 0: they stay.
+    """
+    if mean_c.is_cuda and running_mean.dtype == mean_c.dtype == torch.float32 and not torch.compiler.is_compiling():
+        _triton_form().update_running_statistics(
+            mean_c, var_c, packed, running_mean, running_var, num_batches, momentum
+        )
+        return
+    num_batches.add_(1)
+    count, dtype = packed[-1], running_mean.dtype
+    weight = (count > 0).to(dtype) * (momentum if momentum is not None else 1.0 / num_batches.to(dtype))
+    unbiased_c = var_c * (count / (count - 1).clamp(min=1.0)).to(var_c.dtype)
+    running_mean.lerp_(mean_c.to(dtype), weight)
+    running_var.lerp_(unbiased_c.to(dtype), weight)
 
 
+def _form(x: Tensor, compiled: bool) -> ModuleType:
+    if compiled and compiled_form.takes(x):
+        return compiled_form
+    if not x.is_cuda:
+        return plain
+    triton_nhwc = _triton_form()
+    if triton_nhwc.takes(x):
+        return triton_nhwc
+    if x.numel() > 0:
+        _say_slow(x.dim(), x.dtype)
+    return plain
+
+
+@cache
+def _triton_form() -> ModuleType:
+    return import_module("unitdist.kernels.triton_nhwc")  # the only door to triton, opened when a CUDA tensor asks
+
+
+@cache
+def _say_slow(dimensions: int, dtype: torch.dtype) -> None:
+    warnings.warn(
+        f"Unitization of a {dimensions}-axis {dtype} tensor on CUDA that is not channels_last takes the slow plain path; "
+        "use model.to(memory_format=torch.channels_last)",
+        stacklevel=2,
+    )

@@ -22,7 +22,7 @@ class UnitizationAct2d(Unitization2d):
     drop: nn.Module
     act: nn.Module
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """act(drop(Unitization2d(x))), all of x's shape."""
         y: Tensor = self.act(self.drop(super().forward(x)))
         return y

@@ -1,9 +1,9 @@
 """Unitization as one autograd node: an operator whose backward is written by hand (SPEC section 3).
 
 `torch.ops.unitdist.unitization` is opaque to autograd, to torch.compile and to torch.export; inside it runs
-moments pass -> merge over the group -> tables -> scale-shift pass, and backward
-sums pass -> tables -> sum over the group -> gradient pass. It keeps x and (N, C) tables, nothing else of
-x's size. The collectives stand inside the operator, so that a compiled graph cannot split or reorder them.
+moments -> sum over the group -> normalize, and backward gradients -> sum over the group -> input gradient. It
+keeps x and (N, C) tables, nothing else of x's size. The collectives stand inside the operator, so
+that a compiled graph can neither break at them nor reorder them between ranks.
 """
 
 from typing import Any
@@ -11,21 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unitdist.functional.moments import accumulation_dtype, channel_moments, pixels_of
-from unitdist.functional.unitization import (
-    SampleTables,
-    gradient_tables,
-    input_gradient_tables,
-    sample_tables,
-)
+from unitdist.functional.moments import accumulation_dtype
 from unitdist.kernels import passes
+from unitdist.kernels.parameters import Parameters, Saved
 from unitdist.layers import pixel_scope
-from unitdist.sync import NO_GROUP, active_group_name, merge_moments, sum_over_group
+from unitdist.sync import NO_GROUP, active_group_name, sum_over_group
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("unitdist::unitization", mutates_args=())
 def unitization(
     x: Tensor,
+    residual: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     alpha: Tensor,
@@ -36,40 +35,54 @@ def unitization(
     relu: bool,
     pixel_norm: bool,
     batch_statistics: bool,
+    compiled: bool,
     group_name: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Alg. 2 (Fig. 1c; `pixel_norm`: Fig. 1b), with an optional ReLU on the output.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Alg. 2 (Fig. 1c; `pixel_norm`: Fig. 1b) of x + residual, with an optional ReLU on the output.
 
-    x: (N, C, *spatial). weight, bias, alpha: (C,). norm_divisor: 0-d int64 on x's device.
+    x, residual: (N, C, *spatial). weight, bias, alpha: (C,). norm_divisor: 0-d int64 on x's device.
     `batch_statistics`: mean and variance of the batch over the ranks of `group_name` (training); otherwise
-    running_mean and running_var, as constants (evaluation). Returns y (x's type and format), the mean and
-    biased variance used (C,), the number of values behind them (0-d float64), and for backward the mean and
-    centred sum of squares per sample and channel (N, C). Only y carries a gradient.
+    running_mean and running_var, as constants (evaluation). `compiled`: by Inductor's pieces.
+    Returns y and x + residual (x's type and format; empty without a residual), which carry gradients, and the
+    fields of `Saved`, which do not.
     """
     dtype = accumulation_dtype(x.dtype)
-    mean_nc, centred_nc = passes.sample_moments(x)
+    parameters = Parameters(weight.to(dtype), bias.to(dtype), alpha.to(dtype), norm_divisor, eps, relu)
+    if batch_statistics and not pixel_norm:
+        y, total, saved = normalize_batch(x, residual, parameters, compiled, group_name)
+        return y, x.new_empty(0) if residual is None else total, *saved
+    total, mean_nc, centred_nc, packed = passes.moments(x, residual, compiled)
+    statistics: Tensor | tuple[Tensor, Tensor] = packed
     if batch_statistics:
-        pixels = pixels_of(x)
-        local_mean_c, local_centred_c = channel_moments(mean_nc, centred_nc, pixels)
-        group = active_group_name(group_name)
-        mean_c, var_c, count = merge_moments(local_mean_c, local_centred_c, x.shape[0] * pixels, group)
+        sum_over_group(packed, active_group_name(group_name))
     else:
-        mean_c, var_c = running_mean.to(dtype, copy=True), running_var.to(dtype, copy=True)
-        count = torch.zeros((), dtype=torch.float64, device=x.device)
-    weight_c, bias_c, alpha_c = weight.to(dtype), bias.to(dtype), alpha.to(dtype)
+        statistics = (running_mean.to(dtype, copy=True), running_var.to(dtype, copy=True))
+        packed = packed.new_empty(0)
     if pixel_norm:
-        y = pixel_scope.forward(x, mean_c, var_c, weight_c, bias_c, alpha_c, norm_divisor, eps, relu)
+        y, mean_c, var_c = pixel_scope.normalize(total, statistics, parameters)
+        inverse_norm_n = mean_nc.new_empty(0)
     else:
-        tables = sample_tables(
-            mean_nc, centred_nc, mean_c, var_c, weight_c, alpha_c, norm_divisor, pixels_of(x), eps
+        y, mean_c, var_c, inverse_norm_n = passes.normalize(
+            total, mean_nc, centred_nc, statistics, parameters, compiled
         )
-        y = passes.scale_shift(x, mean_c, tables.scale_nc, bias_c, relu)
-    return y, mean_c, var_c, count, mean_nc, centred_nc
+    total = x.new_empty(0) if residual is None else total
+    return y, total, mean_nc, centred_nc, mean_c, var_c, packed, inverse_norm_n
+
+
+def normalize_batch(
+    x: Tensor, residual: Tensor | None, parameters: Parameters, compiled: bool, group_name: str
+) -> tuple[Tensor, Tensor, Saved]:
+    """The forward pass in training, image scope: y, x + residual (x itself without one), and what backward needs."""
+    total, mean_nc, centred_nc, packed = passes.moments(x, residual, compiled)
+    sum_over_group(packed, active_group_name(group_name))
+    y, mean_c, var_c, inverse_norm_n = passes.normalize(total, mean_nc, centred_nc, packed, parameters, compiled)
+    return y, total, Saved(mean_nc, centred_nc, mean_c, var_c, packed, inverse_norm_n)
 
 
 @unitization.register_fake
 def _(
     x: Tensor,
+    residual: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     alpha: Tensor,
@@ -80,115 +93,100 @@ def _(
     relu: bool,
     pixel_norm: bool,
     batch_statistics: bool,
+    compiled: bool,
     group_name: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dtype = accumulation_dtype(x.dtype)
-    channels = x.shape[1]
+) -> Outputs:
+    samples, channels = x.shape[:2]
+    table = x.new_empty((samples, channels), dtype=accumulation_dtype(x.dtype))
     return (
         torch.empty_like(x),
-        x.new_empty(channels, dtype=dtype),
-        x.new_empty(channels, dtype=dtype),
-        x.new_empty((), dtype=torch.float64),
-        x.new_empty(x.shape[:2], dtype=dtype),
-        x.new_empty(x.shape[:2], dtype=dtype),
+        torch.empty_like(x) if residual is not None else x.new_empty(0),
+        table,
+        torch.empty_like(table),
+        table.new_empty(channels),
+        table.new_empty(channels),
+        x.new_empty(2 * channels + 1 if batch_statistics else 0, dtype=torch.float64),
+        table.new_empty(0 if pixel_norm else samples),
     )
 
 
 @torch.library.custom_op("unitdist::unitization_backward", mutates_args=())
 def unitization_backward(
     grad_y: Tensor,
+    skip_gradient: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
     alpha: Tensor,
     norm_divisor: Tensor,
-    mean_c: Tensor,
-    var_c: Tensor,
-    count: Tensor,
-    mean_nc: Tensor,
-    centred_nc: Tensor,
+    saved: list[Tensor],
     eps: float,
     relu: bool,
     pixel_norm: bool,
     batch_statistics: bool,
+    compiled: bool,
     group_name: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `unitization` with respect to x, weight, bias and alpha; the last three of this rank alone.
 
-    The gradient of x goes through mean and variance, hence through the samples of all ranks: with
-    `batch_statistics` 2C numbers are summed over `group_name`.
+    x: what was normalized (the sum, if there was a residual). `skip_gradient`: the gradient of that sum from its other
+    use, added to the first result. `saved`: the fields of `Saved`. The gradient of x goes through mean and variance,
+    hence through the samples of all ranks: with `batch_statistics` 2C numbers are summed over `group_name`.
     """
-    dtype = mean_c.dtype
-    weight_c, bias_c, alpha_c = weight.to(dtype), bias.to(dtype), alpha.to(dtype)
+    kept = Saved(*saved)
+    dtype = kept.mean_c.dtype
+    parameters = Parameters(weight.to(dtype), bias.to(dtype), alpha.to(dtype), norm_divisor, eps, relu)
     group = active_group_name(group_name) if batch_statistics else NO_GROUP
     if pixel_norm:
-        grad_x, grad_weight, grad_bias, grad_alpha = pixel_scope.backward(
-            grad_y, x, mean_c, var_c, count, weight_c, bias_c, alpha_c, norm_divisor, eps, relu, batch_statistics, group
-        )
+        grad_x, *grads = pixel_scope.gradients(grad_y, x, kept, parameters, batch_statistics, group)
+        grad_x = grad_x if skip_gradient is None else grad_x.add_(skip_gradient)
     else:
-        tables = sample_tables(
-            mean_nc, centred_nc, mean_c, var_c, weight_c, alpha_c, norm_divisor, pixels_of(x), eps
-        )
-        grad_sum_nc, grad_dot_nc, grad_y = passes.gradient_sums(grad_y, x, mean_c, tables.scale_nc, bias_c, relu)
-        gradients = gradient_tables(
-            grad_sum_nc, grad_dot_nc, tables, mean_nc, mean_c, weight_c, alpha_c, norm_divisor, pixels_of(x)
-        )
-        sums_2c = sum_over_group(gradients.sums_2c, group) if batch_statistics else None
-        grad_x = _input_gradient(grad_y, x, tables, gradients.norm_n, sums_2c, count, mean_c)
-        grad_weight, grad_bias, grad_alpha = gradients.weight_c, gradients.bias_c, gradients.alpha_c
-    return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), grad_alpha.to(alpha.dtype)
-
-
-def _input_gradient(
-    grad_y: Tensor,
-    x: Tensor,
-    tables: SampleTables,
-    norm_n: Tensor,
-    sums_2c: Tensor | None,
-    count: Tensor,
-    mean_c: Tensor,
-) -> Tensor:
-    divisor = count.clamp(min=1.0).to(mean_c.dtype)
-    slope_nc, offset_c = input_gradient_tables(tables, norm_n, sums_2c, divisor, mean_c)
-    return passes.input_gradient(grad_y, x, mean_c, tables.scale_nc, slope_nc, offset_c)
+        tables, carry = passes.gradients(grad_y, x, kept, parameters, compiled)
+        sums_2c = sum_over_group(tables.sums_2c, group) if batch_statistics else None
+        grad_x = passes.input_gradient(carry, x, kept, parameters, tables.norm_n, sums_2c, skip_gradient, compiled)
+        grads = [tables.weight_c, tables.bias_c, tables.alpha_c]
+    return grad_x, grads[0].to(weight.dtype), grads[1].to(bias.dtype), grads[2].to(alpha.dtype)
 
 
 @unitization_backward.register_fake
 def _(
     grad_y: Tensor,
+    skip_gradient: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
     alpha: Tensor,
     norm_divisor: Tensor,
-    mean_c: Tensor,
-    var_c: Tensor,
-    count: Tensor,
-    mean_nc: Tensor,
-    centred_nc: Tensor,
+    saved: list[Tensor],
     eps: float,
     relu: bool,
     pixel_norm: bool,
     batch_statistics: bool,
+    compiled: bool,
     group_name: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Gradients:
     return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias), torch.empty_like(alpha)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, alpha, _, _, norm_divisor, eps, relu, pixel_norm, batch_statistics, group_name = inputs
-    _, mean_c, var_c, count, mean_nc, centred_nc = output
-    ctx.mark_non_differentiable(mean_c, var_c, count, mean_nc, centred_nc)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    x, residual, weight, bias, alpha, _, _, norm_divisor, *settings = inputs
+    _, total, *saved = output
+    ctx.mark_non_differentiable(*saved)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, bias, alpha, norm_divisor, mean_c, var_c, count, mean_nc, centred_nc)
-    ctx.settings = (eps, relu, pixel_norm, batch_statistics, group_name)
+    ctx.has_residual = residual is not None
+    ctx.save_for_backward(x if residual is None else total, weight, bias, alpha, norm_divisor, *saved)
+    ctx.settings = settings
 
 
-def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_y: Tensor | None, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    x, weight, bias, alpha, norm_divisor, *saved = ctx.saved_tensors
+    skip_gradient = grad_total if ctx.has_residual else None
     if grad_y is None:
-        return (None,) * 12
-    gradients = unitization_backward(grad_y, *ctx.saved_tensors, *ctx.settings)
-    return (*gradients, *(None,) * 8)
+        return (skip_gradient, skip_gradient, *(None,) * 12)
+    grad_x, *grads = unitization_backward(
+        grad_y, skip_gradient, x, weight, bias, alpha, norm_divisor, saved, *ctx.settings
+    )
+    return (grad_x, grad_x if ctx.has_residual else None, *grads, *(None,) * 9)
 
 
 unitization.register_autograd(_backward, setup_context=_setup_context)

@@ -5,7 +5,7 @@ They keep BatchNorm's names (`weight, bias, running_mean, running_var, num_batch
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unitdist.errors import CheckpointError, ConfigError
 from unitdist.functional.moments import accumulation_dtype, pixels_of
 from unitdist.functional.unitization import NormScope
+from unitdist.kernels.passes import update_running_statistics
 from unitdist.layers.node import unitization
 from unitdist.sync import DEFAULT_GROUP, NO_GROUP, group_from_name
 
@@ -63,6 +64,7 @@ class _Unitization(nn.Module):
         self.norm_scope = norm_scope
         self.activation = activation
         self.sync = sync
+        self.compiled = False  # by Inductor's pieces, set by `compile_norms`
         self.group_name = DEFAULT_GROUP if process_group is None else process_group.group_name
         self.weight = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype))
@@ -106,22 +108,23 @@ class _Unitization(nn.Module):
             self._norm_divisor_is_known = int(self.norm_divisor) != UNKNOWN
         return self._norm_divisor_is_known
 
-    def forward(self, x: Tensor) -> Tensor:
+    @overload
+    def forward(self, x: Tensor, residual: None = None) -> Tensor: ...
+
+    @overload
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """y = weight [p alpha + 1 - alpha] xh + bias (Alg. 1 line 5, Alg. 2 line 5), then the activation.
 
-        x: (N, C, *spatial), any floating type; y has x's type and memory format. Training: ValueError if there is
-        a single value per channel and no other rank. Evaluation: CheckpointError while n is unknown.
+        x: (N, C, *spatial), any floating type; y has x's type and memory format. With `residual` (same shape) the sum
+        x + residual is normalized, in the same pass that adds, and (y, x + residual) is returned. Training: ValueError
+        if there is a single value per channel and no other rank. Evaluation: CheckpointError while n is unknown.
         """
-        self._check_input(x)
-        if self.training:
-            self._check_enough_values(x)
-            if not self._norm_divisor_is_known:
-                self._fix_norm_divisor(pixels_of(x))
-        elif not self._norm_divisor_is_known:
-            self._require_norm_divisor()
-        y: Tensor
-        y, mean_c, var_c, count, _, _ = unitization(
+        self.prepare(x)
+        y, total, _, _, mean_c, var_c, packed, _ = unitization(
             x,
+            residual,
             self.weight,
             self.bias,
             self.alpha,
@@ -132,11 +135,26 @@ class _Unitization(nn.Module):
             self.activation == "relu",
             self.norm_scope == "pixel",
             self.training,
-            self.group_name if self.training and self.sync else NO_GROUP,
+            self.compiled,
+            self.sync_group_name(),
         )
         if self.training:
-            self._update_running_statistics(mean_c, var_c, count)
-        return y
+            self.update_running_statistics(mean_c, var_c, packed)
+        return y if residual is None else (y, total)
+
+    def prepare(self, x: Tensor) -> None:
+        """Refuse an input that cannot be normalized; in training fix the norm divisor if it is unknown."""
+        self._check_input(x)
+        if self.training:
+            self._check_enough_values(x)
+            if not self._norm_divisor_is_known:
+                self._fix_norm_divisor(pixels_of(x))
+        elif not self._norm_divisor_is_known:
+            self._require_norm_divisor()
+
+    def sync_group_name(self) -> str:
+        """The name of the group that the next forward pass talks to, NO_GROUP in evaluation and without `sync`."""
+        return self.group_name if self.training and self.sync else NO_GROUP
 
     def _check_input(self, x: Tensor) -> None:
         raise AssertionError("Unitization1d and Unitization2d say which shapes they take")
@@ -159,15 +177,13 @@ class _Unitization(nn.Module):
             )
 
     @torch.no_grad()
-    def _update_running_statistics(self, mean_c: Tensor, var_c: Tensor, count: Tensor) -> None:
-        """PyTorch's convention: exponential average with `momentum`, or plain average if None; unbiased variance."""
-        self.num_batches_tracked.add_(1)
-        dtype = self.running_mean.dtype
-        weight = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked.to(dtype)
-        weight = weight * (count > 0).to(dtype)  # nobody had a sample: keep the running statistics
-        unbiased_c = var_c * (count / (count - 1).clamp(min=1.0)).to(var_c.dtype)
-        self.running_mean.lerp_(mean_c.to(dtype), weight)
-        self.running_var.lerp_(unbiased_c.to(dtype), weight)
+    def update_running_statistics(self, mean_c: Tensor, var_c: Tensor, packed: Tensor) -> None:
+        """PyTorch's convention: exponential average with `momentum`, or plain average if None; unbiased variance.
+
+        mean_c, var_c: the batch's, (C,). packed: its last number is the count, over all ranks; 0 changes nothing.
+        """
+        buffers = (self.running_mean, self.running_var, self.num_batches_tracked)
+        update_running_statistics(mean_c, var_c, packed, *buffers, self.momentum)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Unitization":
         """As nn.Module, but statistics stay float32 or wider under .half() and .bfloat16()."""

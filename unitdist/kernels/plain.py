@@ -1,0 +1,95 @@
+"""The four passes as (N, C) tables of `unitdist.functional` between tensor passes that need no compiler.
+
+The tensor passes are `cpu`'s where they can take x, else `generic`'s, which take anything. Each function is specified
+in `unitdist.kernels.passes`.
+"""
+
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from unitdist.functional.moments import channel_moments, pack_moments, pixels_of, unpack_moments
+from unitdist.functional.unitization import (
+    GradientTables,
+    SampleTables,
+    gradient_tables,
+    input_gradient_tables,
+    sample_tables,
+)
+from unitdist.kernels import cpu, generic
+from unitdist.kernels.parameters import Parameters, Saved
+
+Statistics = Tensor | tuple[Tensor, Tensor]
+
+
+def moments(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `passes.moments`."""
+    total = x if residual is None else x + residual
+    mean_nc, centred_nc = _tensor_passes(total).sample_moments(total)
+    return total, mean_nc, centred_nc, pack(mean_nc, centred_nc, pixels_of(x))
+
+
+def pack(mean_nc: Tensor, centred_nc: Tensor, pixels: int) -> Tensor:
+    """These samples' share of the batch statistics, as 2C+1 float64 numbers that add up over ranks."""
+    return pack_moments(*channel_moments(mean_nc, centred_nc, pixels), mean_nc.shape[0] * pixels)
+
+
+def normalize(
+    x: Tensor, mean_nc: Tensor, centred_nc: Tensor, statistics: Statistics, parameters: Parameters
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `passes.normalize`."""
+    mean_c, var_c, tables = tables_of(mean_nc, centred_nc, statistics, parameters, pixels_of(x))
+    y = _tensor_passes(x).scale_shift(x, mean_c, tables.scale_nc, parameters.bias_c, parameters.relu)
+    return y, mean_c, var_c, tables.inverse_norm_n.squeeze(1)
+
+
+def tables_of(
+    mean_nc: Tensor, centred_nc: Tensor, statistics: Statistics, parameters: Parameters, pixels: int
+) -> tuple[Tensor, Tensor, SampleTables]:
+    """Mean and variance from packed sums or as given, and the forward tables that follow from them."""
+    if isinstance(statistics, Tensor):
+        mean_c, var_c, _ = unpack_moments(statistics, mean_nc.dtype)
+    else:
+        mean_c, var_c = statistics
+    weight_c, _, alpha_c, norm_divisor, eps, _ = parameters
+    return (
+        mean_c,
+        var_c,
+        sample_tables(mean_nc, centred_nc, mean_c, var_c, weight_c, alpha_c, norm_divisor, pixels, eps),
+    )
+
+
+def gradients(grad_y: Tensor, x: Tensor, saved: Saved, parameters: Parameters) -> tuple[GradientTables, Any]:
+    """See `passes.gradients`. Carries the masked gradient and the forward tables to `input_gradient`."""
+    weight_c, bias_c, alpha_c, norm_divisor, eps, relu = parameters
+    pixels = pixels_of(x)
+    tables = tables_of(saved.mean_nc, saved.centred_nc, (saved.mean_c, saved.var_c), parameters, pixels)[2]
+    grad_sum_nc, grad_dot_nc, grad_y = _tensor_passes(x).gradient_sums(
+        grad_y, x, saved.mean_c, tables.scale_nc, bias_c, relu
+    )
+    gradient = gradient_tables(
+        grad_sum_nc, grad_dot_nc, tables, saved.mean_nc, saved.mean_c, weight_c, alpha_c, norm_divisor, pixels
+    )
+    return gradient, (grad_y, tables)
+
+
+def input_gradient(
+    carry: Any,
+    x: Tensor,
+    saved: Saved,
+    parameters: Parameters,
+    norm_n: Tensor,
+    sums_2c: Tensor | None,
+    skip_gradient: Tensor | None,
+) -> Tensor:
+    """See `passes.input_gradient`."""
+    grad_y, tables = carry
+    count = None if sums_2c is None else saved.packed[-1].clamp(min=1.0).to(sums_2c.dtype)
+    slope_nc, offset_c = input_gradient_tables(tables, norm_n, sums_2c, count, saved.mean_c)
+    grad_x: Tensor = _tensor_passes(x).input_gradient(grad_y, x, saved.mean_c, tables.scale_nc, slope_nc, offset_c)
+    return grad_x if skip_gradient is None else grad_x.add_(skip_gradient)
+
+
+def _tensor_passes(x: Tensor) -> ModuleType:
+    return cpu if cpu.takes(x) else generic
