@@ -79,10 +79,22 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(
             f"cannot read the argument {text!r}; overrides look like section.key=value, e.g. train.epochs=90"
         )
+    if value != "null" and _is_text(key):
+        return key, value
     try:
         return key, yaml.load(value, Loader=_Yaml)
     except yaml.YAMLError:
         raise ConfigError(f"{key}: cannot read the value {value!r} as YAML") from None
+
+
+def _is_text(key: str) -> bool:
+    """True for a key whose value is free text: `run.name=1` means the text "1"."""
+    section, name = key.split(".")
+    kinds = {part.name: typing.cast(type, part.type) for part in dataclasses.fields(Config)}
+    if section not in kinds:
+        return False
+    kind = {part.name: part.type for part in dataclasses.fields(kinds[section])}.get(name)
+    return kind is str or kind == (str | None)
 
 
 def config_from_dict(tree: dict[str, Any]) -> Config:

@@ -95,6 +95,11 @@ def test_bad_override_is_one_clear_message(tmp_path: Path, override: str, messag
         load_text(tmp_path, "", override)
 
 
+def test_text_keys_take_any_override_as_text(tmp_path: Path) -> None:
+    assert load_text(tmp_path, "", "run.name=1", "data.path=2026").run.name == "1"
+    assert load_text(tmp_path, "", "run.name=null").run.name == "run"
+
+
 def test_base_is_replaced_key_by_key(tmp_path: Path) -> None:
     (tmp_path / "parent.yaml").write_text("optim:\n  lr: 0.5\n  momentum: 0.8\n")
     config = load_text(tmp_path, "base: parent.yaml\noptim:\n  lr: 0.25\n")

@@ -61,7 +61,8 @@ def reporting_errors(world: World, *, debug: bool) -> Iterator[None]:
     try:
         yield
     except UnitdistError as error:
-        if error.speaker in (None, world.rank):
+        alike = error.speaker is None and not dist.is_initialized()  # every rank of this node read the same command
+        if error.speaker == world.rank or (error.speaker is None and (world.local_rank == 0 or not alike)):
             if debug:
                 traceback.print_exc()
             _say(world, str(error))

@@ -60,7 +60,7 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
         module = build_model(
             config.model, image_size_px=config.data.image_size_px, process_group=group, sync=split.sync_group_size > 1
         )
-        if config.train.channels_last:
+        if config.train.channels_last and not engine.uses_deepspeed:  # DeepSpeed broadcasts weights as flat bytes
             module = module.to(memory_format=torch.channels_last)
         if checkpoint is not None:
             check_same_run(config, train_loader.fingerprint(), checkpoint, source=str(folder.resume_from))

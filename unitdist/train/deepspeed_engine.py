@@ -84,13 +84,13 @@ def gather_model_state(module: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def gather_optimizer_state(
-    parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, dict[str, Any]]:
+def gather_optimizer_state(engine: "Engine", parameters: dict[str, nn.Parameter]) -> dict[str, dict[str, Any]]:
     """ZeRO 1 to 3: each parameter's whole optimizer buffers and step count, on the CPU of every rank."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    shards = [values for values in optimizer.state.values() if values]
+    assert engine.optimizer is not None
+    _link_buffers(engine.sharded_optimizer)
+    shards = [values for values in engine.optimizer.state.values() if values]
     if not shards:
         return {}
     tensors = [key for key, value in shards[0].items() if isinstance(value, Tensor) and value.dim()]
@@ -124,6 +124,7 @@ def restore_optimizer_state(
     _step_on_zero_gradients(engine)
     for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+    _link_buffers(engine.sharded_optimizer)
     for name, values in state.items():
         for key, value in values.items():
             if isinstance(value, Tensor) and value.dim():
@@ -132,6 +133,14 @@ def restore_optimizer_state(
     for shard in engine.optimizer.state.values():
         if steps is not None and "step" in shard:
             shard["step"] = steps.clone() if isinstance(steps, Tensor) else steps
+
+
+def _link_buffers(sharded_optimizer: Any) -> None:
+    """Let DeepSpeed find every group's buffers. Under ZeRO 1 and 2 it (0.19.8) links them once, after the step of the
+    first parameter group, when the second group's do not exist yet."""
+    if hasattr(sharded_optimizer, "_lazy_init_hp_params_optimizer_state"):
+        sharded_optimizer._hp_optimizer_states_linked = False
+        sharded_optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _step_on_zero_gradients(engine: "Engine") -> None:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,6 +44,8 @@ class Engine:
     model: nn.Module | None = None
     optimizer: torch.optim.Optimizer | None = None
     scaler: torch.amp.GradScaler | None = None
+    sharded_optimizer: Any = None
+    """DeepSpeed's optimizer around `optimizer`, under ZeRO 1 to 3."""
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +108,8 @@ def start_engine(config: Config, world: World) -> Engine:
         accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision="no",
-            kwargs_handlers=[process_group, ddp],
+            # Alone, Accelerate would take a backend for the sign of a group that was formed before.
+            kwargs_handlers=[process_group, ddp] if world.size > 1 else [],
             gradient_accumulation_plugin=accumulation,
         )
     image_shape = (len(config.data.mean), config.data.image_size_px, config.data.image_size_px)
@@ -129,13 +133,11 @@ def prepare(engine: Engine, module: nn.Module, optimizer: torch.optim.Optimizer)
         if engine.uses_deepspeed:
             engine.model, wrapped = engine.accelerator.prepare(module, optimizer)
             deepspeed_engine.check_optimizer(wrapped, engine.config.zero_stage)
+            engine.sharded_optimizer = wrapped.optimizer
         else:
             engine.model = engine.accelerator.prepare_model(module)
-            wraps = isinstance(engine.model, nn.parallel.DistributedDataParallel)
-            if wraps != (engine.world.size > 1):
-                raise TrainingError(
-                    f"{engine.world.size} processes, but the network is {'' if wraps else 'not '}wrapped in DDP"
-                )
+            if engine.world.size > 1 and not isinstance(engine.model, nn.parallel.DistributedDataParallel):
+                raise TrainingError(f"{engine.world.size} processes, but the network is not wrapped in DDP")
 
 
 def backward_and_step(engine: Engine, loss: Tensor, *, clip_norm: float | None) -> None:
@@ -189,7 +191,7 @@ def optimizer_state(engine: Engine) -> dict[str, object]:
     assert engine.module is not None and engine.optimizer is not None
     names = {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
     if engine.uses_deepspeed and engine.config.zero_stage > 0:
-        return {"state": deepspeed_engine.gather_optimizer_state(names, engine.optimizer)}
+        return {"state": deepspeed_engine.gather_optimizer_state(engine, names)}
     state = {
         name: {key: _to_cpu(value) for key, value in engine.optimizer.state[parameter].items()}
         for name, parameter in names.items()

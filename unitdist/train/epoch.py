@@ -87,10 +87,12 @@ def log_window(run: Run, watch: Stopwatch) -> None:
     state, config = run.state, run.config
     loss, top1 = run.sums.fold(run.engine.sum_over_ranks(run.sums.window.clone()))
     if not math.isfinite(loss):
-        raise TrainingError(
+        error = TrainingError(
             f"the loss is {loss} at step {state.step} (epoch {state.epoch + 1}, lr {current_learning_rate(run):g}); "
             f"the last checkpoint is {run.folder.last if run.folder.last.exists() else 'none'}; lower optim.lr, or add warm-up"
         )
+        error.speaker = 0  # the sum is over all ranks, so all of them know
+        raise error
     if run.record is None or run.progress is None or run.board is None:
         return
     timing = watch.timing()

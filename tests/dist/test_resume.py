@@ -1,0 +1,90 @@
+"""A run killed in mid-epoch and resumed ends as the undisturbed one: the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from tests.dist.launching import ROOT, environment, torchrun, train
+
+CONFIG = str(Path(__file__).with_name("small.yaml"))
+TIMING = ("images_per_s", "data_wait_share", "seconds")
+
+
+def record(run: Path) -> list[dict]:
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in event.items() if key not in TIMING} for event in events]
+
+
+def kill_at_step(arguments: list[str], run: Path, step: int) -> None:
+    """Start the job; SIGKILL its whole process group once the record shows `step`."""
+    job = subprocess.Popen(
+        [*torchrun(2), "launch/train.py", *arguments],
+        cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            assert job.poll() is None, "the job ended before it could be killed"
+            if (run / "metrics.jsonl").exists() and any(event["step"] >= step for event in record_safely(run)):
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"step {step} was not reached in time")
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+
+
+def record_safely(run: Path) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def test_killed_and_resumed_run_equals_the_undisturbed_run(sample_data: Path, tmp_path: Path) -> None:
+    shared = [
+        "--config", CONFIG, f"data.path={sample_data}", f"run.folder={tmp_path}", "checkpoint.every_steps=3", "train.ema_decay=0.9",
+        "train.log_every_steps=2", "train.mixup_alpha=0.2", "train.epochs=3", "optim.lr=0.05", "analysis.every_epochs=1",
+    ]  # fmt: skip
+    undisturbed = train(torchrun(2), *shared, "run.name=undisturbed")
+    assert undisturbed.returncode == 0, undisturbed.stderr[-3000:]
+    for step in (8, 20):  # 12 steps an epoch: in the middle of the first, and of the second
+        kill_at_step([*shared, "run.name=killed", "--resume", "auto"], tmp_path / "killed", step)
+    resumed = train(torchrun(2), *shared, "run.name=killed", "--resume", "auto")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "resumed from" in resumed.stdout
+    for name in ("last.pt", "best.pt"):
+        ours = torch.load(tmp_path / "killed" / name, weights_only=True)
+        theirs = torch.load(tmp_path / "undisturbed" / name, weights_only=True)
+        for part in ("model", "model_ema"):
+            assert ours[part].keys() == theirs[part].keys()
+            different = [key for key, value in ours[part].items() if not torch.equal(value, theirs[part][key])]
+            assert different == []
+        assert (ours["epoch"], ours["step"], ours["metrics"]) == (theirs["epoch"], theirs["step"], theirs["metrics"])
+        for key, value in ours["optimizer"]["state"].items():
+            assert torch.equal(value["momentum_buffer"], theirs["optimizer"]["state"][key]["momentum_buffer"])
+    assert record(tmp_path / "killed") == record(tmp_path / "undisturbed")
+
+
+def test_resume_moves_between_engines_and_world_sizes(sample_data: Path, tmp_path: Path) -> None:
+    """10 steps under DDP on 2 ranks, 6 under ZeRO 2 on 2 ranks, the rest in one process, against one undisturbed process."""
+    shared = ["--config", CONFIG, f"data.path={sample_data}", f"run.folder={tmp_path}"]
+    whole = train(torchrun(1), *shared, "run.name=whole")
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    parts = [
+        (2, ["train.max_steps=10"]),
+        (2, ["train.max_steps=16", "train.engine=deepspeed", "train.zero_stage=2"]),
+        (1, []),
+    ]
+    for ranks, changes in parts:
+        done = train(torchrun(ranks), *shared, "run.name=moved", "--resume", "auto", *changes)
+        assert done.returncode == 0, done.stderr[-3000:]
+    losses = {
+        name: [event["loss"] for event in record(tmp_path / name) if event["event"] == "train"]
+        for name in ("whole", "moved")
+    }
+    assert len(losses["whole"]) == 24
+    torch.testing.assert_close(torch.tensor(losses["moved"]), torch.tensor(losses["whole"]), rtol=2e-5, atol=0)
