@@ -37,16 +37,17 @@ class CriticSettings:
 class Critic(nn.Sequential):
     """f_w: four 3x3 convolutions of 64, 64, 128, 128 maps with strides 2, 1, 2, 1, ReLU, then linear and sigmoid.
 
-    (N, C, H, W) float32 -> (N,) float64 in (0, 1). He initialization from `generator`; a vector is a map of one
-    pixel. The sigmoid is float64: clipped weights keep all outputs near 1/2, where float32 would round
-    their differences (1e-7 in narrow nets) away.
+    (N, C, H, W) float32 -> (N,) float64 in (0, 1). He initialization from `generator`. A vector is a map of one
+    pixel, which has no neighbours: its kernels are 1x1. The sigmoid is float64: clipped weights keep all
+    outputs near 1/2, where float32 would round their differences (1e-7 in narrow nets) away.
     """
 
     def __init__(self, num_channels: int, size_hw: tuple[int, int], generator: torch.Generator) -> None:
         layers: list[nn.Module] = []
         height, width = size_hw
+        kernel = 1 if size_hw == (1, 1) else 3
         for num_maps, stride in ((64, 2), (64, 1), (128, 2), (128, 1)):
-            layers += [nn.Conv2d(num_channels, num_maps, 3, stride=stride, padding=1), nn.ReLU()]
+            layers += [nn.Conv2d(num_channels, num_maps, kernel, stride=stride, padding=kernel // 2), nn.ReLU()]
             num_channels, height, width = num_maps, -(-height // stride), -(-width // stride)
         layers += [nn.Flatten(), nn.Linear(num_channels * height * width, 1)]
         super().__init__(*layers)
