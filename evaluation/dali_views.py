@@ -149,4 +149,5 @@ def _decoder_complaint(error: RuntimeError) -> str | None:
         return None
     _, _, tail = message.partition("encountered:")
     lines = [line.strip() for line in tail.splitlines() if line.strip() and "pipeline object" not in line]
-    return lines[0] if lines else "it cannot be decoded"
+    # Each file is tried alone, so the number that DALI gives it says nothing.
+    return lines[0].replace(" sample #0", "").rstrip(" :") if lines else "it cannot be decoded"

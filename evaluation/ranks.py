@@ -3,7 +3,8 @@
 Everything goes over gloo on the host, also next to NCCL: a few messages per run, no device memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -48,7 +49,8 @@ class Ranks:
                 message[0] = decide()
             except UnitdistError as error:
                 message[1] = error
-        dist.broadcast_object_list(message, src=0, group=self._group)
+        with _peers_may_be_gone():
+            dist.broadcast_object_list(message, src=0, group=self._group)
         if message[1] is not None:
             raise message[1]
         return message[0]  # type: ignore[no-any-return]
@@ -58,7 +60,8 @@ class Ranks:
         if self._group is None:
             return [value]
         values: list[Any] | None = [None] * self.world.size if self.world.is_main else None
-        dist.gather_object(value, values, dst=0, group=self._group)
+        with _peers_may_be_gone():
+            dist.gather_object(value, values, dst=0, group=self._group)
         return values or []
 
     def close(self) -> None:
@@ -67,3 +70,12 @@ class Ranks:
             dist.destroy_process_group(self._group)
         if self._opened:
             dist.destroy_process_group()
+
+
+@contextmanager
+def _peers_may_be_gone() -> Iterator[None]:
+    """A rank that stops closes its connections; the others then end with this message instead of gloo's traceback."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UnitdistError(f"another rank has stopped, and its own message says why ({str(error).splitlines()[0][-90:]})") from None
