@@ -12,7 +12,7 @@ import torch
 from tests.dist.launching import ROOT, environment, torchrun, train
 
 CONFIG = str(Path(__file__).with_name("small.yaml"))
-TIMING = ("images_per_s", "data_wait_share", "seconds")
+TIMING = ("images_per_s", "data_wait_share", "seconds", "analysis/seconds")
 
 
 def record(run: Path) -> list[dict]:

@@ -88,9 +88,27 @@ class ShiftMonitor:
 
     def begin(self, model: nn.Module) -> None:
         """Take the present weights as the reference of the next measure's distances."""
-        self._previous = {name: _gather_rows(torch.cat(seen.projections_nl)) for name, seen in self._look(model).items()}
+        self._previous = {
+            name: _gather_rows(torch.cat(seen.projections_nl)) for name, seen in self._look(model).items()
+        }
         if self._em_distance is not None:
             self._em_distance.remember(model)
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """What the next measure's distances refer to, on the CPU: for a checkpoint taken within an epoch. The same on all ranks."""
+        remembered = {} if self._em_distance is None else self._em_distance.remembered()
+        return {
+            "projections": {name: value.cpu() for name, value in self._previous.items()},
+            "weights": {name: value.cpu() for name, value in remembered.items()},
+        }
+
+    def load_state(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take up a saved reference, as far as it is of the layers that are measured now."""
+        for name, value in state["projections"].items():
+            if name in self._previous and self._previous[name].shape == value.shape:
+                self._previous[name] = value.to(self._previous[name].device)
+        if self._em_distance is not None and state["weights"]:
+            self._em_distance.remember_state(state["weights"])
 
     def measure(self, model: nn.Module) -> Shift:
         """Measure `model`; distances are to the last `measure` or `begin`.
@@ -108,9 +126,13 @@ class ShiftMonitor:
             values = _layer_values(layer, merge_over_ranks(seen.moments), seen.inverse_norms)
             projections_nl = _gather_rows(torch.cat(seen.projections_nl))
             numbers = _layer_numbers(layer, values)
-            numbers["shift"] = sliced_em_distance(self._previous[name], projections_nl) if name in self._previous else None
+            numbers["shift"] = (
+                sliced_em_distance(self._previous[name], projections_nl) if name in self._previous else None
+            )
             if self._per_unit:
-                numbers |= {f"unit_{key}": _json_list(values[key]) for key in ("mean", "variance", "skewness", "kurtosis")}
+                numbers |= {
+                    f"unit_{key}": _json_list(values[key]) for key in ("mean", "variance", "skewness", "kurtosis")
+                }
             self._previous[name] = projections_nl
             metrics |= {f"analysis/{name}/{key}": number for key, number in numbers.items()}
             histograms |= {f"analysis/{name}/{key}": v[torch.isfinite(v)].float().cpu() for key, v in values.items()}
@@ -137,7 +159,9 @@ class ShiftMonitor:
                 model(batch.images)
         silent = [name for name, one in seen.items() if one.moments is None]
         if silent:
-            raise ConfigError(f"analysis.layers: {', '.join(silent)} did not run in the forward pass; name a layer that does")
+            raise ConfigError(
+                f"analysis.layers: {', '.join(silent)} did not run in the forward pass; name a layer that does"
+            )
         return seen
 
     def _see(self, seen: _LayerSeen, name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
@@ -158,12 +182,22 @@ class ShiftMonitor:
 class EmDistance:
     """Alg. 3 between the weights it remembers and a model's present ones; then it remembers these."""
 
-    def __init__(self, old: nn.Module, layer_names: list[str], train: Loader, test: Loader, settings: CriticSettings) -> None:
+    def __init__(
+        self, old: nn.Module, layer_names: list[str], train: Loader, test: Loader, settings: CriticSettings
+    ) -> None:
         self._old, self._layer_names, self._train, self._test, self._settings = old, layer_names, train, test, settings
 
     def remember(self, model: nn.Module) -> None:
         """Copy the weights of `model`."""
-        self._old.load_state_dict(model.state_dict())
+        self.remember_state(model.state_dict())
+
+    def remember_state(self, state: dict[str, Tensor]) -> None:
+        """Copy weights and running statistics from a state dict."""
+        self._old.load_state_dict(state)
+
+    def remembered(self) -> dict[str, Tensor]:
+        """The weights and running statistics that the next estimate refers to."""
+        return self._old.state_dict()
 
     def estimate(self, model: nn.Module) -> dict[str, float]:
         """Layer name -> estimate since the remembered weights, which the present ones then replace."""
@@ -214,7 +248,9 @@ def build_monitor(config: Config, model: nn.Module, world: World, *, device: tor
     measured = dataclasses.replace(data, val_split=data.train_split) if analysis.split == "train" else data
     loader = build_val_loader(measured, world, per_rank_batch_size=per_rank_batch_size, device=device)
     if loader.num_samples < 2:
-        raise ConfigError(f"analysis: {loader.num_samples} images in the {analysis.split} split are too few to measure on")
+        raise ConfigError(
+            f"analysis: {loader.num_samples} images in the {analysis.split} split are too few to measure on"
+        )
     em_distance = None
     if analysis.em_distance_layers:
         with torch.random.fork_rng(devices=[]):
@@ -259,7 +295,9 @@ def _layer_numbers(layer: nn.Module, values: dict[str, Tensor]) -> dict[str, Met
     }
     if "alpha" in values:
         alpha_c = values["alpha"]
-        p = merge_over_ranks(moments_of(values["p"][:, None], "p") if len(values["p"]) else no_moments(1, alpha_c.device))
+        p = merge_over_ranks(
+            moments_of(values["p"][:, None], "p") if len(values["p"]) else no_moments(1, alpha_c.device)
+        )
         numbers |= {
             "alpha_min": float(alpha_c.min()),
             "alpha_mean": float(alpha_c.mean()),

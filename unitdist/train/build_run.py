@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from unitdist.analysis.monitor import build_monitor
 from unitdist.config import Config
 from unitdist.config_file import dump_config
 from unitdist.data.batch import Loader
@@ -93,6 +94,7 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
     engines.prepare(engine, module, optimizer)
     if config.train.ema_decay is not None:
         run.average = WeightAverage(module, config.train.ema_decay)
+    run.monitor = build_monitor(config, module, world, device=engine.device)
     if checkpoint is not None:
         load(run, checkpoint)
     if world.is_main:

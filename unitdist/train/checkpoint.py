@@ -15,6 +15,7 @@ Keys of a checkpoint (all plain values and tensors, so `weights_only=True` reads
 | rng | {"seed": int}: every draw is a function of (seed, step, rank) or (seed, epoch, sample), so the seed is all |
 | loader | fingerprint of the training data |
 | partial | per-rank sums of the unfinished epoch's training metrics |
+| monitor | what the live monitor's next distances refer to, or None |
 | class_to_idx | class name -> label |
 | metrics | last validation, and the best one |
 | versions | of unitdist, torch, Python; world size |

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from unitdist.analysis.monitor import ShiftMonitor, build_monitor
 from unitdist.config import Config
 from unitdist.train import engine as engines
 from unitdist.train.batch_split import split_batch
@@ -26,7 +25,6 @@ def train(config: Config, *, resume: str | None = None) -> Path:
     engine = engines.start_engine(config, world)
     run = build_run(config, engine, split, resume)
     try:
-        monitor = build_monitor(config, engine.module, world, device=engine.device)
         if run.state.step >= run.total_steps and run.progress:
             run.progress.say(
                 f"already finished: step {run.state.step} of {run.total_steps}; raise train.epochs to go on"
@@ -36,14 +34,14 @@ def train(config: Config, *, resume: str | None = None) -> Path:
             if run.state.samples:  # train.max_steps ended the run within an epoch
                 save(run, run.folder.last)
             else:
-                finish_epoch(run, monitor, timing)
+                finish_epoch(run, timing)
     finally:
         close(run)
     engine.barrier()
     return run.folder.path
 
 
-def finish_epoch(run: Run, monitor: ShiftMonitor | None, timing: dict[str, float]) -> None:
+def finish_epoch(run: Run, timing: dict[str, float]) -> None:
     """Validate, measure, report and save, as often as the config asks; always after the last epoch."""
     config, state, engine = run.config, run.state, run.engine
     last_epoch = state.step >= run.total_steps
@@ -52,9 +50,9 @@ def finish_epoch(run: Run, monitor: ShiftMonitor | None, timing: dict[str, float
     )
     broadcast_running_statistics(engine)
     improved = (last_epoch or state.epoch % config.evaluation.every_epochs == 0) and validate_epoch(run, record)
-    if monitor is not None and monitor.is_due(state.epoch):
+    if run.monitor is not None and run.monitor.is_due(state.epoch):
         assert engine.module is not None
-        shift = monitor.measure(engine.module)
+        shift = run.monitor.measure(engine.module)
         record |= shift.metrics
         if run.board:
             run.board.histograms(shift.histograms, state.step)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TIMING_KEYS = ("images_per_s", "data_wait_share", "seconds")
+TIMING_KEYS = ("images_per_s", "data_wait_share", "seconds", "analysis/seconds")
 """Keys of a record that two equal runs do not share."""
 
 

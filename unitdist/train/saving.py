@@ -37,6 +37,7 @@ def save(run: Run, path: Path) -> None:
         "rng": {"seed": run.config.run.seed},
         "loader": run.train_loader.fingerprint(),
         "partial": {"windows": windows, "epoch": list(run.sums.epoch)},
+        "monitor": None if run.monitor is None else run.monitor.state(),
         "class_to_idx": dict(run.train_loader.class_to_idx),
         "metrics": state.metrics,
         "versions": {
@@ -63,6 +64,8 @@ def load(run: Run, checkpoint: dict[str, Any]) -> None:
                 "train.ema_decay is set, but the checkpoint holds no averaged weights; resume without it"
             )
         run.average.load(checkpoint["model_ema"])
+    if run.monitor is not None and checkpoint["monitor"] is not None:
+        run.monitor.load_state(checkpoint["monitor"])
     run.state = TrainState(
         epoch=checkpoint["epoch"], step=checkpoint["step"], samples=checkpoint["samples"], metrics=checkpoint["metrics"]
     )

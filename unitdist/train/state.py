@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from unitdist.analysis.monitor import ShiftMonitor
 from unitdist.config import Config
 from unitdist.data.batch import Loader
 from unitdist.train.batch_split import BatchSplit
@@ -44,6 +45,7 @@ class Run:
     sums: TrainSums
     mixup: Any
     average: WeightAverage | None = None
+    monitor: ShiftMonitor | None = None
     record: Record | None = None
     board: Board | None = None
     progress: Progress | None = None
