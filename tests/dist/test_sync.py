@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unitdist import Unitization1d, Unitization2d
 from unitdist.errors import ConfigError
+from unitdist.layers import normalize_and_convolve, overlap
 from unitdist.sync import new_sync_group
 
 SHARES = {2: [3, 4], 3: [3, 0, 4], 4: [3, 0, 1, 3]}
@@ -111,6 +112,57 @@ def check_other_settings(groups: dict[int, dist.ProcessGroup | None], seen: dict
     seen["nobody"] = [nobody.running_mean.tolist(), nobody.running_var.tolist()]
 
 
+def check_one_node(rank: int, seen: dict[str, Any]) -> None:
+    """Norm and convolution as one node, and both forms inside a compiled graph."""
+    share = slice(sum(SHARES[4][:rank]), sum(SHARES[4][: rank + 1]))
+    x, _ = inputs_of("image")
+    conv = nn.Conv2d(CHANNELS, 3, 3, padding=1, dtype=torch.float64)
+    with torch.no_grad():
+        conv.weight.copy_(random(3, CHANNELS, 3, 3, seed=30))
+        conv.bias.zero_()
+
+    def separate(norm: nn.Module, x: Tensor) -> Tensor:
+        return conv(norm(x))
+
+    def together(norm: nn.Module, x: Tensor) -> Tensor:
+        return normalize_and_convolve(norm, conv, x)
+
+    forms = {"separate": separate, "together": together}
+    forms |= {f"compiled {name}": torch.compile(form, fullgraph=True, backend="aot_eager") for name, form in forms.items()}
+    for name, form in forms.items():
+        norm = make_layer("image", None, sync=True)
+        norm.set_norm_divisor(12)
+        leaves = [x[share].clone().requires_grad_(), *norm.parameters(), *conv.parameters()]
+        with CollectiveCounter() as collectives:
+            grads = torch.autograd.grad(form(norm, leaves[0]).square().sum(), leaves)
+        seen[name] = [*grads, norm.running_mean.clone(), norm.running_var.clone()]
+        seen[f"{name} collectives"] = list(collectives)
+
+    events: list[str] = []
+    start, backward = overlap.start_sum_over_group, torch.ops.aten.convolution_backward
+
+    class Work:
+        def __init__(self, work: dist.Work) -> None:
+            self.work = work
+
+        def wait(self) -> None:
+            events.append("wait")
+            self.work.wait()
+
+    def start_noted(*arguments: Any) -> Work:
+        events.append("start all_reduce")
+        return Work(start(*arguments))
+
+    def backward_noted(*arguments: Any) -> Any:
+        events.append("gradient of " + ("input" if arguments[-1][0] else "weight"))
+        return backward(*arguments)
+
+    overlap.start_sum_over_group, torch.ops.aten.convolution_backward = start_noted, backward_noted
+    together(norm, leaves[0]).sum().backward()
+    overlap.start_sum_over_group, torch.ops.aten.convolution_backward = start, backward
+    seen["events"] = events
+
+
 def check_groups(rank: int, seen: dict[str, Any]) -> None:
     pair = new_sync_group(2)
     seen["pair"] = dist.get_process_group_ranks(pair)
@@ -132,6 +184,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     seen: dict[str, Any] = {}
     check_shares(rank, groups, seen)
     check_other_settings(groups, seen)
+    check_one_node(rank, seen)
     check_groups(rank, seen)
     torch.save(seen, Path(folder) / f"{rank}.pt")
     dist.barrier()
@@ -214,3 +267,16 @@ def test_groups_have_their_own_statistics_in_float32_at_a_mean_of_100(ranks: Any
         for mean, var, _ in (seen["pair statistics"] for seen in pair):
             torch.testing.assert_close(mean.double(), 0.1 * x.mean((0, 2, 3)), rtol=1e-6, atol=0)
             torch.testing.assert_close(var.double(), 0.9 + 0.1 * x.var((0, 2, 3)), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("form", ["together", "compiled separate", "compiled together"])
+def test_one_node_and_compiled_graphs_equal_the_separate_form_with_synchronization(ranks: Any, form: str) -> None:
+    for seen in ranks:
+        for have, want in zip(seen[form], seen["separate"], strict=True):
+            torch.testing.assert_close(have, want, rtol=0, atol=1e-10)
+        assert seen[f"{form} collectives"] == seen["separate collectives"]
+
+
+def test_the_backward_message_travels_while_the_weight_gradient_is_computed(ranks: Any) -> None:
+    order = ["gradient of input", "start all_reduce", "gradient of weight", "wait"]
+    assert all(seen["events"] == order for seen in ranks)

@@ -50,12 +50,15 @@ def scale_shift(x: Tensor, mean_c: Tensor, scale_nc: Tensor, bias_c: Tensor, rel
 
 def _normalize(x: Tensor, mean_nc: Tensor, scale_nc: Tensor, bias_nc: Tensor) -> Tensor:
     """scale_nc * (x - mean_nc) + bias_nc by batch norm's evaluation kernel, in x's type and format."""
+    y, unread = torch.empty_like(x), torch.empty(0, dtype=scale_nc.dtype)  # no view: in-place ReLUs may follow
     if not _is_nhwc(x):
         tables = [table.reshape(-1) for table in (scale_nc, bias_nc, mean_nc)]
         ones = torch.ones_like(tables[0])
-        flat_y: Tensor = _aten.native_batch_norm(_flat(x), *tables, ones, False, 0.0, _NO_EPS)[0]
-        return flat_y.view(x.shape)
-    y, ones, unread = torch.empty_like(x), torch.ones_like(scale_nc[0]), torch.empty(0, dtype=scale_nc.dtype)
+        _aten.native_batch_norm.out(
+            _flat(x), *tables, ones, False, 0.0, _NO_EPS, out=_flat(y), save_mean=unread, save_invstd=unread
+        )
+        return y
+    ones = torch.ones_like(scale_nc[0])
     for n, (sample, result) in enumerate(zip(torch.split(x, 1), torch.split(y, 1), strict=True)):
         _aten.native_batch_norm.out(
             sample,

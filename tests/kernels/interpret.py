@@ -1,0 +1,150 @@
+"""Runs the Triton kernels in Triton's interpreter on the CPU and writes their errors; started by test_triton_nhwc.py.
+
+A process of its own: TRITON_INTERPRET must be set before triton is imported by anybody. Reference: `plain` in float64,
+which test_unitization.py (functional) compares with the literal algorithms. Every tensor that a kernel is to fill is
+made full of NaN beforehand, so that a place left out is seen.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unitdist.kernels import plain, triton_nhwc
+from unitdist.kernels.parameters import Parameters, Saved
+
+SHAPES = [
+    (1, 1, 1, 1), (1, 1, 5, 3), (2, 1, 3, 3), (1, 7, 1, 9), (3, 5, 4, 7), (2, 64, 7, 7), (5, 65, 3, 3), (2, 130, 3, 3),
+    (1, 257, 2, 2), (4, 3, 33, 17), (33, 4, 2, 3), (34, 33, 1, 1), (2, 16, 56, 5), (1, 2, 70, 61), (3, 63, 13, 1),
+    (7, 96, 5, 5), (2, 2100, 2, 1), (70, 3), (9, 70), (1, 65),
+]  # fmt: skip
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@contextmanager
+def nan_filled() -> Iterator[None]:
+    """New tensors of torch.empty_like and Tensor.new_empty hold NaN, not whatever lay there."""
+    originals = torch.empty_like, Tensor.new_empty
+
+    def filled(make: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return call
+
+    torch.empty_like, Tensor.new_empty = filled(originals[0]), filled(originals[1])
+    try:
+        yield
+    finally:
+        torch.empty_like, Tensor.new_empty = originals
+
+
+def relative_error(have: Tensor, want: Tensor) -> float:
+    """max |have - want| / max |want|; NaN counts as infinite."""
+    error = (have.double() - want.double()).abs().max() / want.double().abs().max().clamp(min=1e-20)
+    return float("inf") if bool(torch.isnan(error)) else error.item()
+
+
+def case(shape: tuple[int, ...], dtype: torch.dtype, relu: bool, residual: bool, batch: bool, mean: float) -> dict[str, float]:
+    """Relative error of every output of the four passes against float64 of the same rounded input."""
+    generator = torch.Generator().manual_seed(hash((shape, relu, residual)) % 2**31)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator)
+
+    def like_image(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(dtype)
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+    x, addend, grad_y, skip = (like_image(random(*shape) + offset) for offset in (mean, 0, 0, 0))
+    weight, bias, alpha = random(shape[1]), random(shape[1]), random(shape[1])
+    given = random(shape[1]) + mean, random(shape[1]).square() + 0.1
+    narrow = Parameters(weight, bias, alpha, torch.tensor(6), 1e-5, relu)
+    wide = Parameters(weight.double(), bias.double(), alpha.double(), torch.tensor(6), 1e-5, relu)
+    extra = addend if residual else None
+
+    with nan_filled():
+        total, mean_nc, centred_nc, packed = triton_nhwc.moments(x, extra)
+        statistics = packed if batch else given
+        y, mean_c, var_c, inverse = triton_nhwc.normalize(total, mean_nc, centred_nc, statistics, narrow)
+        saved = Saved(mean_nc, centred_nc, mean_c, var_c, packed, inverse)
+        tables, carry = triton_nhwc.gradients(grad_y, total, saved, narrow)
+        sums = tables.sums_2c if batch else None
+        skip_gradient = skip if residual else None
+        grad_x = triton_nhwc.input_gradient(carry, total, saved, narrow, tables.norm_n, sums, skip_gradient)
+
+    # From here in float64, from the sum as it was rounded and with the mask as it fell: both are exact inputs.
+    wide_x = total.double()
+    _, want_mean, want_centred, want_packed = plain.moments(wide_x, None)
+    want_statistics = want_packed if batch else (given[0].double(), given[1].double())
+    want_y, want_mean_c, want_var_c, want_inverse = plain.normalize(
+        wide_x, want_mean, want_centred, want_statistics, wide
+    )
+    want_saved = Saved(want_mean, want_centred, want_mean_c, want_var_c, want_packed, want_inverse)
+    masked = grad_y.double() * (y > 0) if relu else grad_y.double()
+    unmasked = wide._replace(relu=False)
+    want_tables, want_carry = plain.gradients(masked, wide_x, want_saved, unmasked)
+    want_sums = want_tables.sums_2c if batch else None
+    want_grad_x = plain.input_gradient(
+        want_carry, wide_x, want_saved, unmasked, want_tables.norm_n, want_sums,
+        skip.double() if residual else None,
+    )  # fmt: skip
+    pairs = {
+        "total": (total, (x.double() + addend.double()) if residual else x),
+        "mean_nc": (mean_nc, want_mean),
+        "centred_nc": (centred_nc, want_centred),
+        "packed": (packed, want_packed),
+        "mean_c": (mean_c, want_mean_c),
+        "var_c": (var_c, want_var_c),
+        "y": (y, want_y),
+        "inverse_norm": (inverse, want_inverse),
+        "grad_weight": (tables.weight_c, want_tables.weight_c),
+        "grad_bias": (tables.bias_c, want_tables.bias_c),
+        "grad_alpha": (tables.alpha_c, want_tables.alpha_c),
+        "norm": (tables.norm_n, want_tables.norm_n.flatten()),
+        "sums": (tables.sums_2c, want_tables.sums_2c),
+        "grad_x": (grad_x, want_grad_x),
+    }
+    return {name: relative_error(*pair) for name, pair in pairs.items()}
+
+
+def running_statistics() -> dict[str, float]:
+    """The kernel of the running statistics against plain tensor operations, with momentum and as an average."""
+    errors = {}
+    for momentum in (0.1, None):
+        for count in (7.0, 1.0, 0.0):
+            mean, var = torch.randn(1500), torch.rand(1500)
+            packed = torch.full((3001,), count, dtype=torch.float64)
+            start = torch.randn(1500), torch.rand(1500), torch.tensor(4)
+            have, want = ([tensor.clone() for tensor in start] for _ in range(2))
+            triton_nhwc.update_running_statistics(mean, var, packed, *have, momentum)
+            from unitdist.kernels import passes
+
+            passes.update_running_statistics(mean, var, packed, *want, momentum)
+            errors[f"{momentum} {count}"] = max(relative_error(a, b) for a, b in zip(have, want, strict=True))
+    return errors
+
+
+def main() -> None:
+    results: dict[str, Any] = {"running": running_statistics()}
+    for index, shape in enumerate(SHAPES):
+        for dtype in DTYPES:
+            relu, residual, batch = index % 2 == 0, index % 3 == 0, index % 5 != 0
+            results[f"{shape} {dtype}"] = case(shape, dtype, relu, residual, batch, mean=1.0)
+    for dtype in DTYPES:
+        for relu in (True, False):
+            for residual in (True, False):
+                results[f"options {relu} {residual} {dtype}"] = case((3, 20, 5, 6), dtype, relu, residual, True, 0.5)
+    for batch in (True, False):
+        results[f"far {batch}"] = case((6, 40, 9, 7), torch.float32, True, False, batch, mean=100.0)
+    with open(sys.argv[1], "w") as file:
+        json.dump(results, file)
+
+
+if __name__ == "__main__":
+    main()
