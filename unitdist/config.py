@@ -127,6 +127,12 @@ class DataConfig:
     """random_resized_crop: width over height, drawn log-uniformly."""
     flip_probability: float = 0.5
     """Probability of the horizontal flip."""
+    randaugment_operations: int = 0
+    """RandAugment operations after crop and flip, on the device, 0 to 10 (0: none)."""
+    randaugment_magnitude: int = 9
+    """Strength of the RandAugment operations, 0 to 10."""
+    erasing_probability: float = 0.0
+    """Probability that a random box is set to the mean colour, on the device."""
     val_resize_px: int = 256
     """Validation: shorter side before the centre crop of image_size_px."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -173,6 +179,11 @@ class DataConfig:
             _require(0 < low <= high, f"data.{key}", "two numbers, 0 < first <= second", [low, high])
         _require(self.area_range[1] <= 1, "data.area_range", "at most 1", self.area_range[1])
         _require(0 <= self.flip_probability <= 1, "data.flip_probability", "in [0, 1]", self.flip_probability)
+        for key in ("randaugment_operations", "randaugment_magnitude"):
+            _require(0 <= getattr(self, key) <= 10, f"data.{key}", "in 0..10", getattr(self, key))
+        _require(0 <= self.erasing_probability <= 1, "data.erasing_probability", "in [0, 1]", self.erasing_probability)
+        if self.dataset != "image_folder" and (self.randaugment_operations or self.erasing_probability):
+            raise ConfigError(f"data.randaugment_operations and data.erasing_probability are not for data.dataset: {self.dataset}")
         _require(0 <= self.max_broken_share <= 1, "data.max_broken_share", "in [0, 1]", self.max_broken_share)
         _require(0 <= self.hw_decoder_load <= 1, "data.hw_decoder_load", "in [0, 1]", self.hw_decoder_load)
         _require(

@@ -20,7 +20,7 @@ class DaliLoader:
         self.class_to_idx = split.source.class_to_idx
         self.per_rank_batch_size = split.per_rank_batch_size
         self.batches_per_epoch = split.batches_per_epoch
-        settings = GraphSettings(
+        self.settings = GraphSettings(
             batch_size=split.per_rank_batch_size,
             side_px=config.image_size_px,
             num_threads=config.num_threads,
@@ -32,7 +32,7 @@ class DaliLoader:
             crop_then_resize=split.training and config.augmentation == "random_resized_crop",
             hw_decoder_load=config.hw_decoder_load,
         )
-        self._pipeline = ImagePipeline(settings, split.source, split.policy)
+        self._pipeline = ImagePipeline(self.settings, split.source, split.policy)
 
     @property
     def broken(self) -> dict[str, str]:
@@ -45,7 +45,7 @@ class DaliLoader:
         tensors = PlanTensors.send(plan, self._split.source.labels, self._device)
         batches = self._pipeline.run(plan.sample_ids, lambda ids, size_hw: self._split.geometry(epoch, ids, size_hw))
         for row, images in enumerate(batches):
-            yield tensors.batch(row, images)
+            yield tensors.batch(row, self._split.on_device(epoch, plan.sample_ids[row], images))
 
     def fingerprint(self) -> dict[str, int | float | str]:
         """See Loader."""

@@ -19,8 +19,14 @@ CROP_X = 3
 FLIP = 4
 REPLACEMENT = 5
 BLOCK_ORDER = 6
+ERASE = 7
+ERASE_AREA = 8
+ERASE_ASPECT = 9
+ERASE_Y = 10
+ERASE_X = 11
 AREA = 100  # 100..109: one per attempt
 ASPECT = 120  # 120..129
+OPERATION = 140  # 140..149: one per RandAugment operation
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1

@@ -48,6 +48,14 @@ class Split:
             return training_geometry(self.config, seed=self.seed, epoch=epoch, sample_ids=sample_ids, size_hw=size_hw)
         return validation_geometry(self.config, size_hw=size_hw)
 
+    def on_device(self, epoch: int, sample_ids: Ints, images: torch.Tensor) -> torch.Tensor:
+        """Augmentation of a normalized batch, (b, C, H, W), where it lies; none in validation."""
+        if not self.training or not (self.config.randaugment_operations or self.config.erasing_probability):
+            return images
+        from unitdist.data.device_augment import augment_on_device  # needs torchvision, which DALI users may lack
+
+        return augment_on_device(images, sample_ids, self.config, seed=self.seed, epoch=epoch)
+
     @property
     def policy(self) -> ReadingPolicy:
         """Validation never replaces an image: its result would silently be about another set."""
@@ -76,6 +84,8 @@ class Split:
             "seed": self.seed,
             "augmentation": f"{config.augmentation} {window}",
             "flip_probability": config.flip_probability,
+            "randaugment": f"{config.randaugment_operations} x {config.randaugment_magnitude}",
+            "erasing_probability": config.erasing_probability,
         }
 
 

@@ -174,7 +174,8 @@ class TorchvisionLoader:
                 raise DataError(answer.error)
             self._broken.add(answer.broken)
             images = answer.images.to(self._device, non_blocking=True)
-            yield tensors.batch(row, images * self._scale_c + self._shift_c)
+            normalized = images * self._scale_c + self._shift_c
+            yield tensors.batch(row, self._split.on_device(epoch, plan.sample_ids[row], normalized))
 
     def fingerprint(self) -> dict[str, int | float | str]:
         """See Loader."""
