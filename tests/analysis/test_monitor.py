@@ -12,8 +12,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from unitdist import Unitization1d, Unitization2d
-from unitdist.analysis.monitor import Samples, ShiftMonitor, build_monitor
 from unitdist.analysis.moments import moments_of
+from unitdist.analysis.monitor import Samples, ShiftMonitor, build_monitor
 from unitdist.analysis.probe import capture_outputs
 from unitdist.config import Config
 from unitdist.config_file import config_from_dict
