@@ -81,8 +81,9 @@ def norm_act_layer(
 class TimmPreactResNet(PreactResNet):
     """`PreactResNet` with the methods that timm calls. Same parameters, same names.
 
-    `img_size`: side, px, of the training images, which fixes the norm divisors (None: the first training batch fixes
-    them). `norm`, `norm_scope`, `stem_norm`, `final_norm`, `stride_in_first_conv`, `raw_projection`: as in ModelConfig.
+    `img_size`: side, or height and width, of the training images in px, which fixes the norm divisors, unless
+    `fix_norm_divisors` is False: then the first training batch fixes them. `norm`, `norm_scope`, `stem_norm`,
+    `final_norm`, `stride_in_first_conv`, `raw_projection`: as in ModelConfig.
     """
 
     def __init__(
@@ -92,7 +93,8 @@ class TimmPreactResNet(PreactResNet):
         norm: str,
         num_classes: int = 1000,
         in_chans: int = 3,
-        img_size: int | tuple[int, int] | None = 224,
+        img_size: int | tuple[int, int] = 224,
+        fix_norm_divisors: bool = True,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         norm_scope: str = "image",
@@ -123,7 +125,7 @@ class TimmPreactResNet(PreactResNet):
         ]
         self.pool, self.classifier = create_classifier(self.num_features, num_classes, pool_type=global_pool)
         he_init(self)
-        if norm == "unitization" and norm_scope == "image" and img_size is not None:
+        if norm == "unitization" and norm_scope == "image" and fix_norm_divisors:
             set_norm_divisors(self, img_size, channels=in_chans)
 
     def forward_head(self, x_nchw: Tensor, pre_logits: bool = False) -> Tensor:

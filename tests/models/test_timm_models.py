@@ -63,13 +63,13 @@ def test_cfg_gives_the_data_config() -> None:
     assert data["mean"] == (0.485, 0.456, 0.406) and data["std"] == (0.229, 0.224, 0.225)
 
 
-def test_norm_divisors_follow_img_size_and_stay_open_without() -> None:
+def test_norm_divisors_follow_img_size_or_the_first_batch() -> None:
     def first_divisor(model: nn.Module) -> int:
         return int(model.stages[0][0].norm1.norm_divisor)
 
     assert first_divisor(create()) == 56**2
     assert first_divisor(create(img_size=160)) == 40**2
-    open_model = create(img_size=None)
+    open_model = create(fix_norm_divisors=False)
     assert len(missing_norm_divisors(open_model)) == 16
     open_model(image())
     assert first_divisor(open_model) == 16**2 and missing_norm_divisors(open_model) == []

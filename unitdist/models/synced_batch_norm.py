@@ -1,20 +1,21 @@
 """torch's SyncBatchNorm, on the CPU too, so that the batchnorm arm is trained alike on every device.
 
-torch's layer refuses CPU tensors in training. On CUDA this class is torch's layer, unchanged. On the CPU it is
-Unitization's own operator at alpha = 0, which is batch normalization: one all_reduce of 2C+1 numbers
-forward and one of 2C backward.
+torch's layer refuses CPU tensors in training. On CUDA this class is torch's layer, unchanged. On the CPU the
+tensors go through Unitization with alpha = 0, which is batch normalization: one all_reduce of 2C+1 numbers forward
+and one of 2C backward.
 """
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from unitdist.layers.node import unitization
+from unitdist.layers import Unitization1d, Unitization2d
 from unitdist.sync import DEFAULT_GROUP, group_from_name
 
 
 class SyncedBatchNorm(nn.SyncBatchNorm):
-    """nn.SyncBatchNorm with a CPU path. x (N, C) or (N, C, *spatial); state dict and formulas are BatchNorm's.
+    """nn.SyncBatchNorm with a CPU path. x (N, C), (N, C, L) or (N, C, H, W); state dict and formulas are BatchNorm's.
 
     Training: mean and biased variance over batch, space and the ranks of the process group, weighted by their
     counts; running variance unbiased. Evaluation: the running statistics, no communication. Has weight and bias.
@@ -36,29 +37,17 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
         if input.is_cuda or not self.training:
             y: Tensor = super().forward(input)
             return y
-        assert self.running_mean is not None and self.running_var is not None
-        y, mean_c, var_c, count, _, _ = unitization(
-            input,
-            self.weight,
-            self.bias,
-            torch.zeros_like(self.weight),
-            self.running_mean,
-            self.running_var,
-            torch.ones((), dtype=torch.long),
+        kind = Unitization2d if input.dim() == 4 else Unitization1d
+        # A frame without memory: every tensor that it computes with, and every statistic that it updates, is ours.
+        frame = kind(
+            self.num_features,
             self.eps,
-            False,
-            False,
-            True,
-            self._group_name,
+            self.momentum,
+            norm_divisor=1,
+            process_group=self.process_group,
+            device="meta",
         )
-        self._update_running_statistics(mean_c, var_c, count)
+        constants = {"alpha": torch.zeros_like(self.weight), "norm_divisor": torch.ones((), dtype=torch.long)}
+        ours = {**dict(self.named_parameters(recurse=False)), **dict(self.named_buffers(recurse=False))}
+        y = functional_call(frame, {**ours, **constants}, (input,))
         return y
-
-    @torch.no_grad()
-    def _update_running_statistics(self, mean_c: Tensor, var_c: Tensor, count: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        unbiased_c = var_c * (count / (count - 1).clamp(min=1)).to(var_c.dtype)
-        self.running_mean.lerp_(mean_c.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_(unbiased_c.to(self.running_var.dtype), momentum)
