@@ -1,12 +1,11 @@
 """A run killed in mid-epoch and resumed ends as the undisturbed one: the same bits."""
 
 import json
-import os
-import signal
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import torch
 
 from tests.dist.launching import ROOT, environment, torchrun, train
@@ -20,23 +19,33 @@ def record(run: Path) -> list[dict]:
     return [{key: value for key, value in event.items() if key not in TIMING} for event in events]
 
 
-def kill_at_step(arguments: list[str], run: Path, step: int) -> None:
-    """Start the job; SIGKILL its whole process group once the record shows `step`."""
-    job = subprocess.Popen(
-        [*torchrun(2), "launch/train.py", *arguments],
-        cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+def start(arguments: list[str]) -> subprocess.Popen:
+    command = [*torchrun(2), "launch/train.py", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for_step(job: subprocess.Popen, run: Path, step: int) -> None:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        assert job.poll() is None, "the job ended before it could be killed"
+        if (run / "metrics.jsonl").exists() and any(event["step"] >= step for event in record_safely(run)):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached in time")
+
+
+def kill_at_step(arguments: list[str], run: Path, step: int) -> int:
+    """Start the job; SIGKILL all of its processes once the record shows `step`; returns the last step recorded."""
+    job = start(arguments)
     try:
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline:
-            assert job.poll() is None, "the job ended before it could be killed"
-            if (run / "metrics.jsonl").exists() and any(event["step"] >= step for event in record_safely(run)):
-                return
-            time.sleep(0.02)
-        raise AssertionError(f"step {step} was not reached in time")
+        wait_for_step(job, run, step)
     finally:
-        os.killpg(job.pid, signal.SIGKILL)
+        processes = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
+        for process in reversed(processes):
+            process.kill()
         job.wait()
+        psutil.wait_procs(processes, timeout=20)
+    return max(event["step"] for event in record_safely(run))
 
 
 def record_safely(run: Path) -> list[dict]:
@@ -52,7 +61,8 @@ def test_killed_and_resumed_run_equals_the_undisturbed_run(sample_data: Path, tm
     undisturbed = train(torchrun(2), *shared, "run.name=undisturbed")
     assert undisturbed.returncode == 0, undisturbed.stderr[-3000:]
     for step in (8, 20):  # 12 steps an epoch: in the middle of the first, and of the second
-        kill_at_step([*shared, "run.name=killed", "--resume", "auto"], tmp_path / "killed", step)
+        reached = kill_at_step([*shared, "run.name=killed", "--resume", "auto"], tmp_path / "killed", step)
+        assert step <= reached < 36
     resumed = train(torchrun(2), *shared, "run.name=killed", "--resume", "auto")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "resumed from" in resumed.stdout
@@ -88,3 +98,21 @@ def test_resume_moves_between_engines_and_world_sizes(sample_data: Path, tmp_pat
     }
     assert len(losses["whole"]) == 24
     torch.testing.assert_close(torch.tensor(losses["moved"]), torch.tensor(losses["whole"]), rtol=2e-5, atol=0)
+
+
+def test_workers_end_with_their_launcher(sample_data: Path, tmp_path: Path) -> None:
+    job = start(
+        ["--config", CONFIG, f"data.path={sample_data}", f"run.folder={tmp_path}", "run.name=a", "train.epochs=1000"]
+    )
+    try:
+        wait_for_step(job, tmp_path / "a", 2)
+        workers = psutil.Process(job.pid).children(recursive=True)
+        ranks = [worker for worker in workers if "launch/train.py" in " ".join(worker.cmdline())]
+        assert len(ranks) == 2
+    finally:
+        job.kill()
+        job.wait()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    for worker in alive:
+        worker.kill()
+    assert alive == []

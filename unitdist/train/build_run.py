@@ -1,5 +1,6 @@
 """Everything that one training run holds, built in the order in which ranks can agree on it."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -28,17 +29,18 @@ from unitdist.train.schedule import peak_learning_rate
 from unitdist.train.state import Run, TrainState
 from unitdist.train.tensorboard import Board
 from unitdist.train.timm_training import build_mixup
-from unitdist.world import World
 
 
-def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | None) -> Run:
-    """Open the folder, build loaders, network and optimizer, and load the checkpoint to resume from, before DDP wraps."""
+def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | None, resources: ExitStack) -> Run:
+    """Open the folder, build loaders, network and optimizer, and load the checkpoint to resume from, before DDP wraps.
+
+    What has to be closed is put on `resources` as soon as it is open.
+    """
     world = engine.world
-    lock: list[Any] = []
 
     def open_and_read() -> tuple[RunFolder, dict[str, Any] | None]:
         folder = open_run_folder(config, resume=resume)
-        lock.append(lock_run_folder(folder.path))
+        resources.enter_context(lock_run_folder(folder.path))
         remove_leftovers(folder.path)
         return folder, None if folder.resume_from is None else read_checkpoint(folder.resume_from)
 
@@ -51,10 +53,12 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
             seed=config.run.seed,
             device=engine.device,
         )
+        resources.callback(train_loader.close)
         val_loader = build_val_loader(
             config.data, world, per_rank_batch_size=split.per_rank_val_batch_size, device=engine.device
         )
-        check_sizes(config, world, train_loader, val_loader)
+        resources.callback(val_loader.close)
+        check_sizes(config, train_loader)
     group = new_sync_group(split.sync_group_size) if 1 < split.sync_group_size < world.size else None
     with agreed(world):
         torch.manual_seed(config.run.seed)
@@ -76,7 +80,6 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
         val_loader=val_loader,
         state=TrainState(),
         sums=TrainSums(engine.device),
-        lock=lock,
         mixup=build_mixup(
             mixup_alpha=config.train.mixup_alpha,
             cutmix_alpha=config.train.cutmix_alpha,
@@ -98,11 +101,11 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
     if checkpoint is not None:
         load(run, checkpoint)
     if world.is_main:
-        open_records(run)
+        open_records(run, resources)
     return run
 
 
-def check_sizes(config: Config, world: World, train_loader: Loader, val_loader: Loader) -> None:
+def check_sizes(config: Config, train_loader: Loader) -> None:
     """Raises ConfigError when classes or counts do not fit the config."""
     classes = len(train_loader.class_to_idx)
     if classes != config.model.num_classes:
@@ -115,13 +118,15 @@ def check_sizes(config: Config, world: World, train_loader: Loader, val_loader: 
         )
 
 
-def open_records(run: Run) -> None:
+def open_records(run: Run, resources: ExitStack) -> None:
     """Rank 0: write the resolved config, open metrics, TensorBoard and progress, and say what will be run."""
     config, state = run.config, run.state
     (run.folder.path / "config.yaml").write_text(dump_config(config))
     run.record = Record(run.folder.path / "metrics.jsonl", resumed_step=state.step)
     run.board = Board(run.folder.path / "tensorboard", resumed_step=state.step)
     run.progress = Progress(total_steps=run.total_steps, done_steps=state.step, shown=True)
+    resources.callback(run.board.close)
+    resources.callback(run.progress.close)
     world = run.engine.world
     peak = peak_learning_rate(config.optim, global_batch_size=config.data.global_batch_size)
     assert run.engine.module is not None

@@ -1,5 +1,6 @@
 """The training run: build, resume, epochs, validate, save."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ def train(config: Config, *, resume: str | None = None) -> Path:
     world = World.from_environment()
     split = split_batch(config, world)
     engine = engines.start_engine(config, world)
-    run = build_run(config, engine, split, resume)
-    try:
+    with ExitStack() as resources:
+        run = build_run(config, engine, split, resume, resources)
         if run.state.step >= run.total_steps and run.progress:
             run.progress.say(
                 f"already finished: step {run.state.step} of {run.total_steps}; raise train.epochs to go on"
@@ -35,8 +36,6 @@ def train(config: Config, *, resume: str | None = None) -> Path:
                 save(run, run.folder.last)
             else:
                 finish_epoch(run, timing)
-    finally:
-        close(run)
     engine.barrier()
     return run.folder.path
 
@@ -113,14 +112,3 @@ def saving_is_due(run: Run) -> bool:
     checkpoint = run.config.checkpoint
     by_steps = checkpoint.every_steps is not None and run.state.step % checkpoint.every_steps == 0
     return run.state.epoch % checkpoint.every_epochs == 0 or by_steps
-
-
-def close(run: Run) -> None:
-    run.train_loader.close()
-    run.val_loader.close()
-    if run.progress:
-        run.progress.close()
-    if run.board:
-        run.board.close()
-    for file in run.lock:
-        file.close()

@@ -49,7 +49,6 @@ class Run:
     record: Record | None = None
     board: Board | None = None
     progress: Progress | None = None
-    lock: Any = None
 
     @property
     def steps_per_epoch(self) -> int:
