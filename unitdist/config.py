@@ -153,8 +153,12 @@ class DataConfig:
     """A larger image counts as broken: a small file can otherwise unpack to gigabytes."""
     roi_decode: bool = True
     """dali: decode only the part of the image that the crop needs (cheaper; the same pixels)."""
+    gpu_decode: bool = True
+    """dali on a GPU: decode and resample there; false: on the CPU, and the uint8 crops are sent."""
     hw_decoder_load: float = 0.65
     """dali on a GPU: share of the images given to the hardware JPEG decoder where there is one, in [0, 1]."""
+    set_affinity: bool = False
+    """dali on a GPU: bind its threads to the CPU cores near the GPU (or to those in DALI_AFFINITY_MASK)."""
     synthetic_samples: int = 1_281_167
     """synthetic: samples per epoch."""
     synthetic_classes: int = 1000

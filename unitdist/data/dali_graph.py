@@ -35,7 +35,9 @@ class GraphSettings:
     """What the pipeline computes and on what. mean and std: per channel, in units of the full range [0, 1].
 
     device_id: the GPU that decodes and resamples, None for the CPU. roi_decode: decode only the window's region.
-    crop_then_resize: the geometries are of this kind. hw_decoder_load: GPU only, share of the images that the hardware JPEG decoder takes.
+    crop_then_resize: the geometries are of this kind. GPU only: gpu_decode, decode and resample there rather than on
+    the CPU; hw_decoder_load, share of the images that the hardware JPEG decoder takes; set_affinity, bind threads to
+    near cores.
     """
 
     batch_size: int
@@ -47,7 +49,9 @@ class GraphSettings:
     std: tuple[float, ...]
     roi_decode: bool
     crop_then_resize: bool = False
+    gpu_decode: bool = True
     hw_decoder_load: float = 0.65
+    set_affinity: bool = False
 
     @property
     def by_region(self) -> bool:
@@ -58,7 +62,7 @@ class GraphSettings:
 def _decode_arguments(settings: GraphSettings) -> dict[str, Any]:
     """Options that make every DALI decoder agree with libjpeg as Pillow and torchvision use it."""
     arguments: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False, "use_fast_idct": False}
-    if settings.device_id is None:
+    if settings.device_id is None or not settings.gpu_decode:
         return arguments | {"device": "cpu"}
     # Without fancy upsampling nvJPEG's colours differ from libjpeg's, and with them the accuracy.
     return arguments | {
@@ -109,6 +113,7 @@ def build_pipeline(settings: GraphSettings, source: Callable[[], list[Any]]) -> 
         num_threads=settings.num_threads,
         device_id=settings.device_id,
         prefetch_queue_depth=settings.prefetch_batches,
+        set_affinity=settings.set_affinity and settings.device_id is not None,
     )
     window_types = [types.INT32, types.INT32, types.FLOAT, types.FLOAT] if settings.by_region else [types.FLOAT] * 3
     window_axes = [1, 1, 1, 1] if settings.by_region else [1, 0, 0]
@@ -122,6 +127,8 @@ def build_pipeline(settings: GraphSettings, source: Callable[[], list[Any]]) -> 
             ndim=[1, *window_axes, 0],
         )
         image = _resampled(settings, encoded, window)
+        if settings.device_id is not None and not settings.gpu_decode:
+            image = image.gpu()  # as uint8: a quarter of the floats
         normalized = fn.crop_mirror_normalize(
             image,
             mirror=flip,

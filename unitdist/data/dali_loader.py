@@ -30,7 +30,9 @@ class DaliLoader:
             std=config.std,
             roi_decode=config.roi_decode,
             crop_then_resize=split.training and config.augmentation == "random_resized_crop",
+            gpu_decode=config.gpu_decode,
             hw_decoder_load=config.hw_decoder_load,
+            set_affinity=config.set_affinity,
         )
         self._pipeline = ImagePipeline(self.settings, split.source, split.policy)
 

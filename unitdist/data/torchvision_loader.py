@@ -169,13 +169,16 @@ class TorchvisionLoader:
         self._tasks.epoch, self._tasks.sample_ids = epoch, plan.sample_ids
         if self._workers is None:
             self._workers = self._start()
-        for row, answer in enumerate(self._workers):
+        for row, images in enumerate(copy_ahead(self._images(self._workers), self._device)):
+            normalized = images * self._scale_c + self._shift_c
+            yield tensors.batch(row, self._split.on_device(epoch, plan.sample_ids[row], normalized))
+
+    def _images(self, workers: DataLoader[Answer]) -> Iterator[torch.Tensor]:
+        for answer in workers:
             if answer.error is not None:
                 raise DataError(answer.error)
             self._broken.add(answer.broken)
-            images = answer.images.to(self._device, non_blocking=True)
-            normalized = images * self._scale_c + self._shift_c
-            yield tensors.batch(row, self._split.on_device(epoch, plan.sample_ids[row], normalized))
+            yield answer.images
 
     def fingerprint(self) -> dict[str, int | float | str]:
         """See Loader."""
@@ -184,6 +187,32 @@ class TorchvisionLoader:
     def close(self) -> None:
         """See Loader."""
         self._workers = None
+
+
+def copy_ahead(images: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+    """Yield the (pinned) images on the device; on a GPU the next batch is copied while the last one is computed on."""
+    if device.type != "cuda":
+        for batch in images:
+            yield batch.to(device)
+        return
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting: tuple[torch.Tensor, torch.cuda.Event] | None = None
+    for batch in images:
+        with torch.cuda.stream(copying):
+            sent = batch.to(device, non_blocking=True), copying.record_event()
+        if waiting is not None:
+            yield _arrived(waiting, device)
+        waiting = sent
+    if waiting is not None:
+        yield _arrived(waiting, device)
+
+
+def _arrived(sent: tuple[torch.Tensor, torch.cuda.Event], device: torch.device) -> torch.Tensor:
+    batch, event = sent
+    computing = torch.cuda.current_stream(device)
+    computing.wait_event(event)
+    batch.record_stream(computing)
+    return batch
 
 
 def uint8_normalization(
