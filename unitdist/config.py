@@ -73,6 +73,12 @@ class ModelConfig:
     """Norm and ReLU right after the stem convolution (null: CIFAR yes, ImageNet no)."""
     final_norm: bool | None = None
     """Norm after the last block (null: CIFAR yes, ImageNet no, as in the paper)."""
+    fold_residual: bool = False
+    """unitization: a block's first norm adds shortcut and branch while it takes its moments. The same gradients."""
+    overlap_sync: bool = False
+    """unitization: norm and convolution as one node, which hides the backward collective. The same gradients."""
+    compile_norm: bool = False
+    """unitization: the layers run as torch.compile's pieces (needs a compiler; on CUDA Triton kernels are the default)."""
 
     def __post_init__(self) -> None:
         _require(self.num_classes >= 2, "model.num_classes", ">= 2", self.num_classes)
@@ -84,6 +90,8 @@ class ModelConfig:
         for key in ("group_norm_groups", "group_norm_channels", "stats_batch_size"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"model.{key}", ">= 1 or null", value)
+        for key in ("fold_residual", "overlap_sync", "compile_norm"):
+            _require(self.norm == "unitization" or not getattr(self, key), f"model.{key}", "false for another norm than unitization", True)
         given = (self.group_norm_groups is not None) + (self.group_norm_channels is not None)
         if self.norm == "groupnorm" and given != 1:
             raise ConfigError(

@@ -184,7 +184,8 @@ class TimmPreactResNet(PreactResNet):
             taken.append(x)
         x = self.stem_pool(x)
         for index, stage in enumerate(self.stages[:last] if stop_early else self.stages, start=1):
-            x = self.forward_stage(stage, x)
+            x, residual = self.forward_stage(stage, x)
+            x = x if residual is None else x + residual
             if index in wanted:
                 is_final = index == len(self.feature_info) - 1
                 taken.append(self.final_relu(self.final_norm(x)) if norm and is_final else x)

@@ -8,7 +8,7 @@ from torch import nn
 
 from unitdist.config import ModelConfig
 from unitdist.errors import ConfigError
-from unitdist.layers import Unitization2d, set_norm_divisors
+from unitdist.layers import Unitization2d, compile_norms, set_norm_divisors
 from unitdist.models.init import he_init
 from unitdist.models.mlp import MnistMlp
 from unitdist.models.nearest import did_you_mean
@@ -21,7 +21,14 @@ from unitdist.models.timm_bridge import build_timm_model
 
 _MNIST_SIDE_PX = 28
 _GRAYSCALE_NETS = ("mnist_mlp", "mnist_resnet8")
-_RESNET_SWITCHES = ("stride_in_first_conv", "raw_projection", "stem_norm", "final_norm")
+_RESNET_SWITCHES = (
+    "stride_in_first_conv",
+    "raw_projection",
+    "stem_norm",
+    "final_norm",
+    "fold_residual",
+    "overlap_sync",
+)
 _Build = Callable[[ModelConfig, dist.ProcessGroup | None, bool], nn.Module]
 
 
@@ -52,7 +59,7 @@ def build_model(
     has_images = any(isinstance(module, Unitization2d) for module in model.modules())
     if has_images and config.norm_divisor is None and config.norm_scope == "image":
         set_norm_divisors(model, image_size_px, channels=1 if config.name in _GRAYSCALE_NETS else 3)
-    return model
+    return compile_norms(model) if config.compile_norm else model
 
 
 def _build_cifar_resnet(depth: int, in_channels: int = 3) -> _Build:
@@ -92,6 +99,8 @@ def _block_options(config: ModelConfig, process_group: dist.ProcessGroup | None,
         norm_and_relu=image_norm_and_relu(config, process_group=process_group, sync=sync),
         stride_in_first_conv=config.stride_in_first_conv,
         raw_projection=config.raw_projection,
+        fold_residual=config.fold_residual,
+        overlap_sync=config.overlap_sync,
     )
 
 

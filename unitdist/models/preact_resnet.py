@@ -14,6 +14,7 @@ from typing import ClassVar, TypeAlias
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unitdist.layers import Unitization2d, normalize_and_convolve
 from unitdist.models.norm import NormAndRelu
 
 
@@ -26,6 +27,10 @@ class BlockOptions:
     """Bottleneck: stride in the first 1x1 convolution (True) or in the 3x3."""
     raw_projection: bool = True
     """The projection shortcut reads the block's raw input (True) or the pre-activated one."""
+    fold_residual: bool = False
+    """Unitization: the next block's first norm adds shortcut and branch while it takes its moments. Same gradients."""
+    overlap_sync: bool = False
+    """Unitization: norm and convolution as one autograd node, which hides the backward collective. Same gradients."""
 
 
 Block: TypeAlias = "type[BasicBlock] | type[BottleneckBlock]"
@@ -46,38 +51,79 @@ class NetShape:
     """Channels of the blocks' 3x3 convolutions; a bottleneck stage puts out 4 times as many."""
 
 
-class BasicBlock(nn.Module):
+class _PreactBlock(nn.Module):
+    """How a block begins and ends; BasicBlock and BottleneckBlock say what is between.
+
+    A block takes its input as x, or as the two terms of the sum x + residual, and puts out a sum, or with
+    `fold_residual` its two terms, so that the next block's norm can add them in the pass that reads them.
+    """
+
+    norm1: nn.Module
+    relu1: nn.Module
+    conv1: nn.Conv2d
+    projection: nn.Conv2d | None
+
+    def __init__(self, options: BlockOptions) -> None:
+        super().__init__()
+        self.raw_projection = options.raw_projection
+        self.fold_residual = options.fold_residual
+        self.overlap_sync = options.overlap_sync
+
+    def begin(self, x_nchw: Tensor, residual_nchw: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(first convolution's output, shortcut) of the block's input x + residual."""
+        if self.overlap_sync and isinstance(self.norm1, Unitization2d) and (self.raw_projection or self.projection is None):
+            result = normalize_and_convolve(self.norm1, self.conv1, x_nchw, residual_nchw)
+            out, x_nchw = result if isinstance(result, tuple) else (result, x_nchw)
+            return out, x_nchw if self.projection is None else self.projection(x_nchw)
+        active, x_nchw = normalize_sum(self.norm1, x_nchw, residual_nchw)
+        active = self.relu1(active)
+        shortcut = x_nchw
+        if self.projection is not None:
+            shortcut = self.projection(x_nchw if self.raw_projection else active)
+        return self.conv1(active), shortcut
+
+    def go_on(self, norm: nn.Module, relu: nn.Module, conv: nn.Conv2d, x_nchw: Tensor) -> Tensor:
+        """conv(relu(norm(x)))."""
+        if self.overlap_sync and isinstance(norm, Unitization2d):
+            out = normalize_and_convolve(norm, conv, x_nchw)
+        else:
+            out = conv(relu(norm(x_nchw)))
+        assert isinstance(out, Tensor)
+        return out
+
+    def end(self, out_nchw: Tensor, shortcut_nchw: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The block's output: the sum, or its two terms."""
+        return (out_nchw, shortcut_nchw) if self.fold_residual else out_nchw + shortcut_nchw
+
+
+class BasicBlock(_PreactBlock):
     """x + conv3x3(relu(norm(conv3x3/stride(relu(norm(x)))))), with a 1x1 projection of x where the shape changes."""
 
     expansion: ClassVar[int] = 1
 
     def __init__(self, in_channels: int, width: int, stride: int, options: BlockOptions) -> None:
-        super().__init__()
-        self.raw_projection = options.raw_projection
+        super().__init__(options)
         self.norm1, self.relu1 = options.norm_and_relu(in_channels)
         self.conv1 = _conv(in_channels, width, 3, stride)
         self.norm2, self.relu2 = options.norm_and_relu(width)
         self.conv2 = _conv(width, width, 3)
         self.projection = _projection(in_channels, width, stride)
 
-    def forward(self, x_nchw: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, width, H/stride, W/stride), rounded up."""
-        active = self.relu1(self.norm1(x_nchw))
-        shortcut = _shortcut(self.projection, x_nchw if self.raw_projection else active, x_nchw)
-        out: Tensor = self.conv1(active)
-        out = self.conv2(self.relu2(self.norm2(out)))
-        return out + shortcut
+    def forward(self, x_nchw: Tensor, residual_nchw: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """(N, in_channels, H, W) -> (N, width, H/stride, W/stride), rounded up, or two such that are to be added."""
+        out, shortcut = self.begin(x_nchw, residual_nchw)
+        out = self.go_on(self.norm2, self.relu2, self.conv2, out)
+        return self.end(out, shortcut)
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(_PreactBlock):
     """x + conv1x1(relu(norm(conv3x3(relu(norm(conv1x1(relu(norm(x))))))))), four times `width` channels out."""
 
     expansion: ClassVar[int] = 4
 
     def __init__(self, in_channels: int, width: int, stride: int, options: BlockOptions) -> None:
-        super().__init__()
+        super().__init__(options)
         first_stride, second_stride = (stride, 1) if options.stride_in_first_conv else (1, stride)
-        self.raw_projection = options.raw_projection
         self.norm1, self.relu1 = options.norm_and_relu(in_channels)
         self.conv1 = _conv(in_channels, width, 1, first_stride)
         self.norm2, self.relu2 = options.norm_and_relu(width)
@@ -86,14 +132,20 @@ class BottleneckBlock(nn.Module):
         self.conv3 = _conv(width, width * self.expansion, 1)
         self.projection = _projection(in_channels, width * self.expansion, stride)
 
-    def forward(self, x_nchw: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, 4 width, H/stride, W/stride), rounded up."""
-        active = self.relu1(self.norm1(x_nchw))
-        shortcut = _shortcut(self.projection, x_nchw if self.raw_projection else active, x_nchw)
-        out: Tensor = self.conv1(active)
-        out = self.conv2(self.relu2(self.norm2(out)))
-        out = self.conv3(self.relu3(self.norm3(out)))
-        return out + shortcut
+    def forward(self, x_nchw: Tensor, residual_nchw: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """(N, in_channels, H, W) -> (N, 4 width, H/stride, W/stride), rounded up, or two such that are to be added."""
+        out, shortcut = self.begin(x_nchw, residual_nchw)
+        out = self.go_on(self.norm2, self.relu2, self.conv2, out)
+        out = self.go_on(self.norm3, self.relu3, self.conv3, out)
+        return self.end(out, shortcut)
+
+
+def normalize_sum(norm: nn.Module, x_nchw: Tensor, residual_nchw: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(norm(x + residual), x + residual); Unitization2d adds in the pass in which it takes its moments."""
+    if residual_nchw is not None and isinstance(norm, Unitization2d):
+        return norm(x_nchw, residual_nchw)  # type: ignore[no-any-return]
+    total = x_nchw if residual_nchw is None else x_nchw + residual_nchw
+    return norm(total), total
 
 
 class PreactResNet(nn.Module):
@@ -144,9 +196,10 @@ class PreactResNet(nn.Module):
     def forward_features(self, x_nchw: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> the map that is pooled, after the last ReLU."""
         x_nchw = self.forward_stem(x_nchw)
+        residual: Tensor | None = None
         for stage in self.stages:
-            x_nchw = self.forward_stage(stage, x_nchw)
-        x_nchw = self.final_relu(self.final_norm(x_nchw))
+            x_nchw, residual = self.forward_stage(stage, x_nchw, residual)
+        x_nchw = self.final_relu(normalize_sum(self.final_norm, x_nchw, residual)[0])
         return x_nchw
 
     def forward_stem(self, x_nchw: Tensor) -> Tensor:
@@ -154,15 +207,21 @@ class PreactResNet(nn.Module):
         x_nchw = self.stem_pool(self.stem_relu(self.stem_norm(self.stem_conv(x_nchw))))
         return x_nchw
 
-    def forward_stage(self, stage: nn.Module, x_nchw: Tensor) -> Tensor:
-        """One stage; with gradient checkpointing its blocks' activations are computed again in the backward pass."""
+    def forward_stage(
+        self, stage: nn.Module, x_nchw: Tensor, residual_nchw: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """One stage: x + residual in, and out; the second is None unless the blocks put out two terms.
+
+        With gradient checkpointing the blocks' activations are computed again in the backward pass.
+        """
         for block in stage.children():
             if self.grad_checkpointing and self.training:
                 contexts = partial(_recompute_contexts, block)
-                x_nchw = checkpoint(block, x_nchw, use_reentrant=False, context_fn=contexts)
+                out = checkpoint(block, x_nchw, residual_nchw, use_reentrant=False, context_fn=contexts)
             else:
-                x_nchw = block(x_nchw)
-        return x_nchw
+                out = block(x_nchw, residual_nchw)
+            x_nchw, residual_nchw = out if isinstance(out, tuple) else (out, None)
+        return x_nchw, residual_nchw
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the blocks' inputs in training and compute the rest twice; running statistics move once."""
@@ -212,10 +271,3 @@ def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> 
 
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d | None:
     return _conv(in_channels, out_channels, 1, stride) if stride != 1 or in_channels != out_channels else None
-
-
-def _shortcut(projection: nn.Module | None, projected_nchw: Tensor, x_nchw: Tensor) -> Tensor:
-    """The block's raw input, or the projection of `projected_nchw`."""
-    if projection is not None:
-        x_nchw = projection(projected_nchw)
-    return x_nchw
