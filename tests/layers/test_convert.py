@@ -89,6 +89,14 @@ def test_sync_batch_norm_and_a_model_that_is_one_layer() -> None:
     assert type(layer) is Unitization2d and layer.norm_divisor.item() == 9
 
 
+def test_a_subclass_of_sync_batch_norm_is_converted() -> None:
+    class Own(nn.SyncBatchNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    assert type(convert_unitization(nn.Sequential(Own(4)))[0]) is Unitization2d
+
+
 def test_a_shared_layer_stays_shared() -> None:
     norm = nn.BatchNorm2d(3)
     net = convert_unitization(nn.Sequential(norm, nn.ReLU(), norm))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unitdist import Unitization2d
+from unitdist import Unitization1d, Unitization2d
 from unitdist.layers import compile_norms, normalize_and_convolve
 from unitdist.layers.node import unitization, unitization_backward
 
@@ -194,3 +194,19 @@ def test_compiled_pieces_equal_the_plain_layer() -> None:
         results.append([y, leaf.grad, *(getattr(layer, name).grad for name in NAMES), layer.running_var])
     for have, want in zip(*results, strict=True):
         assert ((have - want).abs().max() / want.abs().max()).item() < 1e-5
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_compiled_vectors_equal_the_operator(training: bool, activation: str | None) -> None:
+    eager = Unitization1d(6, activation=activation, dtype=torch.float64).train(training)
+    with torch.no_grad():
+        for seed, parameter in enumerate(eager.parameters()):
+            parameter.copy_(random(6, seed=seed + 50))
+    twin = copy.deepcopy(eager)
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    x = random(9, 6)
+    for have, want in zip(gradients_of(twin, compiled, x), gradients_of(eager, eager, x), strict=True):
+        torch.testing.assert_close(have, want, rtol=0, atol=1e-11)
+    for have, want in zip(twin.buffers(), eager.buffers(), strict=True):
+        torch.testing.assert_close(have, want, rtol=0, atol=1e-13)

@@ -294,3 +294,13 @@ def test_layer_can_be_copied_and_pickled() -> None:
     for other in (copy.deepcopy(layer), torch.load(stream, weights_only=False)):
         assert repr(other) == repr(layer)
         assert torch.equal(other.eval()(x), copy.deepcopy(layer).eval()(x))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_output_may_be_changed_in_place(memory_format: torch.memory_format) -> None:
+    layer = moved(Unitization2d(4, norm_divisor=15, dtype=torch.float64))
+    x = random(3, 4, 3, 5).contiguous(memory_format=memory_format).requires_grad_()
+    grad_y = random(3, 4, 3, 5, seed=1)
+    (want,) = torch.autograd.grad(layer(x).relu(), [x], grad_y)
+    (have,) = torch.autograd.grad(layer(x).relu_(), [x], grad_y)
+    torch.testing.assert_close(have, want, rtol=0, atol=0)

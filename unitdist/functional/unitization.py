@@ -80,7 +80,7 @@ def unitization_images(
     bias_c: Tensor,
     alpha_c: Tensor,
     *,
-    norm_divisor: int,
+    norm_divisor: int | Tensor,
     norm_scope: NormScope = "image",
     eps: float = 1e-5,
     mean_c: Tensor | None = None,
@@ -135,16 +135,19 @@ def sample_tables(
     norm_divisor: Tensor | int,
     pixels: int,
     eps: float,
+    inverse_norm_n: Tensor | None = None,
 ) -> SampleTables:
     """The forward pass on tables, Alg. 2 lines 2 to 5, for the image scope.
 
     All tensors of the statistics' type; `norm_divisor` may be a 0-d tensor on the device, so that
-    nothing is read back to the host. Returns `SampleTables`; y = scale_nc * (x - mean_c) + bias_c.
+    nothing is read back to the host. `inverse_norm_n`: p_k (N, 1), if it is known already.
+    Returns `SampleTables`; y = scale_nc * (x - mean_c) + bias_c.
     """
     inverse_std_c = torch.rsqrt(var_c + eps)
     squares_nc = inverse_std_c.square() * (centred_nc + pixels * (mean_nc - mean_c).square())
-    squared_norm_n = squares_nc.sum(1, keepdim=True) / (norm_divisor * max(pixels, 1))
-    inverse_norm_n = torch.rsqrt(squared_norm_n + eps)
+    if inverse_norm_n is None:
+        squared_norm_n = squares_nc.sum(1, keepdim=True) / (norm_divisor * max(pixels, 1))
+        inverse_norm_n = torch.rsqrt(squared_norm_n + eps)
     mixture_nc = torch.addcmul(1 - alpha_c, inverse_norm_n, alpha_c)
     scale_nc = mixture_nc * (weight_c * inverse_std_c)
     return SampleTables(inverse_std_c, squares_nc, inverse_norm_n, mixture_nc, scale_nc)

@@ -114,7 +114,7 @@ def _normalize(
 
 def _gradients(x: Tensor, grad_y: Tensor, saved: Saved, parameters: Parameters) -> tuple[Tensor, ...]:
     weight_c, _, alpha_c, norm_divisor, _, _ = parameters
-    tables = plain.tables_of(saved.mean_nc, saved.centred_nc, (saved.mean_c, saved.var_c), parameters, pixels_of(x))[2]
+    tables = plain.saved_tables(saved, parameters, pixels_of(x))
     grad = _masked(grad_y, x, saved.mean_c, tables.scale_nc, parameters)
     deviation = x.to(grad.dtype) - over_space(saved.mean_c[None], x)
     sums = grad.flatten(2).sum(2), (grad * deviation).flatten(2).sum(2)
@@ -132,7 +132,7 @@ def _input_gradient(
     sums_2c: Tensor | None,
     skip_gradient: Tensor | None,
 ) -> Tensor:
-    tables = plain.tables_of(saved.mean_nc, saved.centred_nc, (saved.mean_c, saved.var_c), parameters, pixels_of(x))[2]
+    tables = plain.saved_tables(saved, parameters, pixels_of(x))
     count = None if sums_2c is None else saved.packed[-1].clamp(min=1.0).to(sums_2c.dtype)
     slope_nc, offset_c = input_gradient_tables(tables, norm_n, sums_2c, count, saved.mean_c)
     grad = _masked(grad_y, x, saved.mean_c, tables.scale_nc, parameters)

@@ -7,9 +7,18 @@ c channels. `unitdist.kernels.passes` says what each computes and chooses betwee
 import torch
 from torch import Tensor
 
-from unitdist.functional.moments import sample_moments
+from unitdist.functional import moments
+from unitdist.functional.moments import accumulation_dtype
 
 __all__ = ["gradient_sums", "input_gradient", "over_space", "sample_moments", "scale_shift"]
+
+
+def sample_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and centred sum of squares per sample and channel; of a vector's component, itself and 0."""
+    if x.dim() > 2:
+        return moments.sample_moments(x)
+    mean_nc = x.to(accumulation_dtype(x.dtype), copy=True)
+    return mean_nc, torch.zeros_like(mean_nc)
 
 
 def scale_shift(x: Tensor, mean_c: Tensor, scale_nc: Tensor, bias_c: Tensor, relu: bool) -> Tensor:
@@ -25,6 +34,9 @@ def gradient_sums(
     """Sums over space of dy and dy * (x - mean_c), dy masked by the ReLU; third, the masked dy."""
     if relu:
         grad_y = torch.ops.aten.threshold_backward(grad_y, scale_shift(x, mean_c, scale_nc, bias_c, False), 0)
+    if x.dim() == 2:
+        grad_nc = grad_y.to(scale_nc.dtype, copy=True)
+        return grad_nc, grad_nc * (x.to(scale_nc.dtype) - mean_c), grad_y
     grad_ncp = grad_y.reshape(*x.shape[:2], -1) if x.numel() else grad_y.new_zeros(*x.shape[:2], 0)
     x_ncp = x.reshape(grad_ncp.shape)
     deviation_ncp = x_ncp.to(scale_nc.dtype) - mean_c[None, :, None]

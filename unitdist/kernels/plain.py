@@ -60,11 +60,27 @@ def tables_of(
     )
 
 
+def saved_tables(saved: Saved, parameters: Parameters, pixels: int) -> SampleTables:
+    """The forward tables again, in backward."""
+    return sample_tables(
+        saved.mean_nc,
+        saved.centred_nc,
+        saved.mean_c,
+        saved.var_c,
+        parameters.weight_c,
+        parameters.alpha_c,
+        parameters.norm_divisor,
+        pixels,
+        parameters.eps,
+        saved.inverse_norm_n.unsqueeze(1),
+    )
+
+
 def gradients(grad_y: Tensor, x: Tensor, saved: Saved, parameters: Parameters) -> tuple[GradientTables, Any]:
     """See `passes.gradients`. Carries the masked gradient and the forward tables to `input_gradient`."""
     weight_c, bias_c, alpha_c, norm_divisor, eps, relu = parameters
     pixels = pixels_of(x)
-    tables = tables_of(saved.mean_nc, saved.centred_nc, (saved.mean_c, saved.var_c), parameters, pixels)[2]
+    tables = saved_tables(saved, parameters, pixels)
     grad_sum_nc, grad_dot_nc, grad_y = _tensor_passes(x).gradient_sums(
         grad_y, x, saved.mean_c, tables.scale_nc, bias_c, relu
     )

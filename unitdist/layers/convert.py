@@ -49,7 +49,7 @@ def convert_unitization(
     process_group: dist.ProcessGroup | None = None,
     sync: bool = True,
 ) -> nn.Module:
-    """Replace BatchNorm1d, BatchNorm2d, SyncBatchNorm and norm+act layers (timm's) by Unitization.
+    """Replace BatchNorm1d, BatchNorm2d, SyncBatchNorm (and its subclasses) and norm+act layers (timm's) by Unitization.
 
     State is kept: parameters are the same objects, statistics are copied, alpha is 0, so the network computes what it
     computed until alpha moves. A norm+act layer keeps its dropout and activation, a plain ReLU is fused.
@@ -122,8 +122,9 @@ def _has_activation(module: nn.Module) -> bool:
 
 
 def _is_convertible(module: nn.Module) -> bool:
-    plain = type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
-    return plain or (isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)) and _has_activation(module))
+    if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) or isinstance(module, nn.SyncBatchNorm):
+        return True
+    return isinstance(module, nn.BatchNorm2d) and _has_activation(module)
 
 
 def _to_unitization(
