@@ -64,10 +64,12 @@ def _applies(norm: Unitization2d, conv: nn.Conv2d, x: Tensor) -> bool:
         for module in (norm, conv)
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     )
+    if not plain or watched:
+        return False  # before autocast is asked, which does not know the meta device of a dry run
     kind = x.device.type
     computed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else conv.weight.dtype
     simple = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    return plain and not watched and simple and computed == x.dtype
+    return simple and computed == x.dtype
 
 
 @torch.library.custom_op("unitdist::unitization_convolution", mutates_args=())
