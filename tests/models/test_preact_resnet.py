@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from unitdist import Unitization2d
 from unitdist.config import ModelConfig
+from unitdist.errors import ConfigError
 from unitdist.models.build import build_model
 from unitdist.models.preact_resnet import PreactResNet
 
@@ -168,3 +169,94 @@ def test_gradients_reach_every_parameter() -> None:
         nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+FORMS: dict[str, dict[str, object]] = {
+    "folded": {"fold_residual": True},
+    "overlapped": {"overlap_sync": True},
+    "both": {"fold_residual": True, "overlap_sync": True},
+}
+
+
+def run_steps(model: PreactResNet, side_px: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Two training steps' gradients, statistics, and the logits of an evaluation."""
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.sin(torch.arange(len(parameter)) + index))
+    model = model.to(dtype)
+    x_nchw = torch.randn(3, 3, side_px, side_px, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for scale in (1.0, 2.0):
+        nn.functional.cross_entropy(model(scale * x_nchw), torch.arange(3)).backward()
+    found = {f"grad {name}": parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    found |= {f"buffer {name}": buffer.clone() for name, buffer in model.named_buffers()}
+    return found | {"logits": model.eval()(x_nchw).detach()}
+
+
+@pytest.mark.parametrize("form", ["folded", "overlapped", "both"])
+@pytest.mark.parametrize("name", ["cifar_resnet20", "preact_resnet50"])
+def test_faster_forms_of_the_block_have_the_same_gradients(name: str, form: str) -> None:
+    keys = {"stem_norm": True, "final_norm": True} if form == "both" else {}
+    torch.manual_seed(0)
+    plain = run_steps(build(name, **keys), 32, torch.float64)
+    torch.manual_seed(0)
+    other = run_steps(build(name, **keys, **FORMS[form]), 32, torch.float64)
+    assert list(other) == list(plain)
+    for key, expected in plain.items():
+        torch.testing.assert_close(other[key], expected, rtol=1e-8, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_faster_forms_hold_with_preactivated_projection_and_checkpointing() -> None:
+    keys = {"raw_projection": False, "fold_residual": True, "overlap_sync": True}
+    torch.manual_seed(0)
+    plain = run_steps(build("cifar_resnet20", raw_projection=False), 32, torch.float64)
+    torch.manual_seed(0)
+    model = build("cifar_resnet20", **keys)
+    model.set_grad_checkpointing()
+    other = run_steps(model, 32, torch.float64)
+    for key, expected in plain.items():
+        torch.testing.assert_close(other[key], expected, rtol=1e-8, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_folded_block_puts_out_the_two_terms() -> None:
+    block = build("cifar_resnet20", fold_residual=True).stages[0][0].eval()
+    x_nchw, residual = torch.randn(2, 16, 8, 8), torch.randn(2, 16, 8, 8)
+    out, shortcut = block(x_nchw, residual)
+    assert torch.equal(shortcut, x_nchw + residual)
+    plain = build("cifar_resnet20").stages[0][0].eval()
+    plain.load_state_dict(block.state_dict())
+    torch.testing.assert_close(out + shortcut, plain(x_nchw + residual))
+
+
+def test_compiled_norms_are_switched_on_in_every_layer() -> None:
+    layers = [module for module in build("cifar_resnet20", compile_norm=True).modules() if isinstance(module, Unitization2d)]
+    assert len(layers) == 20 and all(layer.compiled for layer in layers)
+
+
+@pytest.mark.parametrize("key", ["fold_residual", "overlap_sync", "compile_norm"])
+def test_faster_forms_are_refused_for_another_norm(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.{key}: must be false for another norm than unitization"):
+        build("cifar_resnet20", "batchnorm", **{key: True})
+
+
+def backward_nodes(out: Tensor) -> list[str]:
+    """Names of the autograd nodes behind `out`."""
+    seen, waiting = {out.grad_fn}, [out.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        assert node is not None
+        before = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= before
+        waiting += before
+    return [node.name() for node in seen if node is not None]
+
+
+def test_overlapped_net_has_one_node_per_norm_and_convolution() -> None:
+    def count(part: str, **keys: object) -> int:
+        nodes = backward_nodes(build("cifar_resnet20", **keys)(torch.randn(2, 3, 32, 32)))
+        return sum(part in node for node in nodes)
+
+    assert count("unitdist_unitization_convolution", overlap_sync=True) == 18
+    assert count("unitdist_unitization_default", overlap_sync=True) == 2
+    assert count("AddBackward") == 9
+    assert count("AddBackward", fold_residual=True) == 0
