@@ -75,3 +75,33 @@ def test_fingerprint_is_that_of_the_data_and_not_of_the_world(
         other = build_loader(small_config(**change)).fingerprint()
         assert other[key] != reference[key], key
     assert build_loader(small_config(), seed=1).fingerprint()["seed"] != reference["seed"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"val_resize_px": 31}, "data.val_resize_px: 31 is smaller than the crop data.image_size_px: 32"),
+        ({"scale_range_px": (31, 64)}, "data.scale_range_px: 31 is smaller than the crop data.image_size_px: 32"),
+        ({"augmentation": "pad_crop_flip"}, "data.augmentation: pad_crop_flip is not for data.dataset: image_folder"),
+        ({"dataset": "mnist", "loader": "resident"}, "data.augmentation: scale is not for data.dataset: mnist"),
+        ({"dataset": "mnist", "augmentation": "none"}, "data.loader: dali cannot read data.dataset: mnist"),
+        ({"randaugment_magnitude": 11}, r"data.randaugment_magnitude: must be in 0\.\.10, got 11"),
+        ({"max_image_megapixels": 0}, "data.max_image_megapixels: must be >= 1, got 0"),
+        ({"num_threads": 0}, "data.num_threads: must be >= 1, got 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    small_config: MakeConfig, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("source", "missing"), [("manifest", "train.tsv"), ("webdataset", "index.tsv"), ("tfrecord", "index.tsv")]
+)
+def test_lists_that_are_not_there_are_the_users_error(
+    small_config: MakeConfig, build_loader: BuildLoader, source: str, missing: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"no such file: .*{missing}; make it with python tools/data.py"):
+        build_loader(small_config(source=source))
