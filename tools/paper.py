@@ -19,15 +19,16 @@ from unitdist.errors import UnitdistError  # noqa: E402
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "table", "plot"))
-    parser.add_argument("experiment", help=", ".join(EXPERIMENTS))
-    parser.add_argument("--data", metavar="DIR", help="run: the data set's folder")
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="run: only these arms")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="run: these seeds (default: the paper's number)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="run: at most N runs at a time (default: one per GPU, or 1)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="run: overrides for every arm")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "paper", metavar="DIR", help="the run folders")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", metavar="DIR", help="JSON and figures")
+    option = parser.add_argument
+    option("action", choices=("run", "table", "plot"))
+    option("experiment", help=", ".join(EXPERIMENTS))
+    option("--data", metavar="DIR", help="run: the data set's folder")
+    option("--arms", nargs="+", metavar="ARM", help="run: only these arms")
+    option("--seeds", nargs="+", type=int, metavar="N", help="run: these seeds (default: the paper's number)")
+    option("--jobs", type=int, metavar="N", help="run: at most N runs at a time (default: one per GPU, or 1)")
+    option("--set", nargs="+", default=[], metavar="KEY=VALUE", help="run: overrides for every arm")
+    option("--runs", type=Path, default=ROOT / "runs" / "paper", metavar="DIR", help="the run folders")
+    option("--results", type=Path, default=ROOT / "docs" / "results", metavar="DIR", help="JSON and figures")
     return parser.parse_args()
 
 
@@ -39,7 +40,9 @@ def main() -> int:
 
         arms = select_arms(experiment, arguments.arms)
         seeds = arguments.seeds or list(range(experiment.num_seeds))
-        failures = run_experiment(experiment, arms, seeds, arguments.runs, arguments.data, arguments.set, arguments.jobs)
+        failures = run_experiment(
+            experiment, arms, seeds, arguments.runs, arguments.data, arguments.set, arguments.jobs
+        )
         print(f"results in {collect(experiment, arguments.runs, arguments.results)}")
         return min(failures, 1)
     results = find_results(experiment, arguments.results)

@@ -54,10 +54,12 @@ class Critic(nn.Sequential):
         for layer in self:
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(layer.weight, generator=generator)
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        return torch.sigmoid(super().forward(input).flatten().double())
+        logits: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
+        return torch.sigmoid(logits.flatten().double())
 
 
 def as_map(x: Tensor) -> Tensor:
@@ -209,7 +211,8 @@ def random_directions(num_units: int, num_directions: int, seed: int) -> Tensor:
     """(d, l) float32 unit vectors, uniform on the sphere, from their own generator on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     directions_dl = torch.randn(num_units, num_directions, generator=generator)
-    return directions_dl / torch.linalg.vector_norm(directions_dl, dim=0)
+    lengths_l: Tensor = torch.linalg.vector_norm(directions_dl, dim=0)
+    return directions_dl / lengths_l
 
 
 def sliced_em_distance(projections_old_nl: Tensor, projections_new_nl: Tensor) -> float:
