@@ -28,7 +28,9 @@ def plot(experiment: Experiment, results: Results, folder: Path) -> list[Path]:
         raise ConfigError(
             f"{experiment.name}: nothing was run, nothing to plot; python tools/paper.py run {experiment.name} --data DIR"
         )
-    plt.rcParams.update({"font.size": 8, "svg.hashsalt": "unitdist", "axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams.update(
+        {"font.size": 8, "svg.hashsalt": "unitdist", "axes.spines.top": False, "axes.spines.right": False}
+    )
     figures: dict[str, Figure] = {}
     if experiment.kind == "moments":
         seeds = sorted({seed for runs in results["runs"].values() for seed in runs})
@@ -76,7 +78,9 @@ def draw_stability(results: Results) -> Figure:
     figure, axes = plt.subplots(1, 4, figsize=(7.2, 2.6), constrained_layout=True)
     cases = [(moment, measure) for moment in ("skewness", "kurtosis") for measure in ("std", "step")]
     for axis, (moment, measure) in zip(axes, cases, strict=True):
-        axis.set_title(f"{moment}:\n" + ("std over epochs" if measure == "std" else "mean change per epoch"), fontsize=8)
+        axis.set_title(
+            f"{moment}:\n" + ("std over epochs" if measure == "std" else "mean change per epoch"), fontsize=8
+        )
         axis.set_xticks([0, 1], list(ARM_LABELS.values()))
         axis.set_xlim(-0.5, 1.5)
         axis.set_yscale("log")
@@ -122,7 +126,9 @@ def draw_accuracy(experiment: Experiment, results: Results) -> Figure:
     figure, axis = plt.subplots(figsize=(6.4, 0.6 + 0.3 * len(experiment.arms)), constrained_layout=True)
     metric = experiment.metrics[0]
     for row, arm in enumerate(experiment.arms):
-        values = [run["metrics"][metric] for run in finished_runs(results, arm.name).values() if metric in run["metrics"]]
+        values = [
+            run["metrics"][metric] for run in finished_runs(results, arm.name).values() if metric in run["metrics"]
+        ]
         if values:
             axis.plot(values, [row] * len(values), "o", color="0.4", markersize=4, markerfacecolor="none")
             axis.plot([np.median(values)] * 2, [row - 0.3, row + 0.3], color="black", linewidth=1.5)

@@ -61,7 +61,9 @@ def find_results(experiment: Experiment, results: Path) -> Results:
         content = json.loads(path.read_text())
         content["runs"].items()
     except (json.JSONDecodeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); remove it, or collect it anew with `paper.py run`") from None
+        raise ConfigError(
+            f"{path} cannot be read ({error}); remove it, or collect it anew with `paper.py run`"
+        ) from None
     return content  # type: ignore[no-any-return]
 
 
@@ -107,7 +109,7 @@ def _run(experiment: Experiment, folder: Path) -> dict[str, Any]:
 
 
 def _protocol_metrics(folder: Path) -> dict[str, float]:
-    """"<protocol> top1" and "<protocol> top5" in percent from the run's evaluation reports, where there are any."""
+    """ "<protocol> top1" and "<protocol> top5" in percent from the run's evaluation reports, where there are any."""
     metrics = {}
     for path in sorted(folder.rglob("report.json")):
         for protocol, entry in json.loads(path.read_text()).get("protocols", {}).items():

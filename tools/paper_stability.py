@@ -48,7 +48,10 @@ def measure_units(series: Array, measure: str, first_epoch: int) -> Array:
 
 def compare(results: Results, first_epoch: int) -> list[Comparison]:
     """All moments and measures, over all runs in the results that have two epochs from `first_epoch` on."""
-    runs = {arm: [run for run in results["runs"].get(arm, {}).values() if run["epochs_done"] > first_epoch] for arm in ("bn", "unit")}
+    runs = {
+        arm: [run for run in results["runs"].get(arm, {}).values() if run["epochs_done"] > first_epoch]
+        for arm in ("bn", "unit")
+    }
     if not all(runs.values()):
         return []
     comparisons = []

@@ -22,7 +22,9 @@ def print_table(experiment: Experiment, results: Results) -> None:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if any(results["runs"].values()):
-        print(f"ours: {results['hardware']}, torch {results['torch']}, commit {results['commit']}, {results['collected']}")
+        print(
+            f"ours: {results['hardware']}, torch {results['torch']}, commit {results['commit']}, {results['collected']}"
+        )
     else:
         print(f"nothing was run; python tools/paper.py run {experiment.name} --data DIR")
 
@@ -34,7 +36,9 @@ def _accuracy_rows(experiment: Experiment, results: Results) -> list[list[str]]:
         for i, metric in enumerate(experiment.metrics):
             paper = f"{arm.paper[i]:.2f}" if arm.paper else "-"
             values = [run["metrics"][metric] for run in runs.values() if metric in run["metrics"]]
-            ours, spread = (f"{median(values):.2f}", f"{min(values):.2f}..{max(values):.2f}") if values else ("not run", "")
+            ours, spread = (
+                (f"{median(values):.2f}", f"{min(values):.2f}..{max(values):.2f}") if values else ("not run", "")
+            )
             rows.append([arm.label, metric, paper, ours, spread, _count(experiment, results, arm, len(values))])
     return rows
 
@@ -60,7 +64,9 @@ def _moment_rows(results: Results) -> list[list[str]]:
         runs = results["runs"].get(arm, {})
         made = ", ".join(f"seed {seed}: {run['epochs_done']} of {run['epochs']} epochs" for seed, run in runs.items())
         top1 = [f"{run['metrics']['val_top1']:.2f}" for run in runs.values()]
-        rows.append(["", f"{name} runs", f"{made or 'not run'}", "", "", f"test top-1 {', '.join(top1)}" if top1 else ""])
+        rows.append(
+            ["", f"{name} runs", f"{made or 'not run'}", "", "", f"test top-1 {', '.join(top1)}" if top1 else ""]
+        )
     return rows
 
 

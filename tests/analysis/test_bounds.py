@@ -139,12 +139,15 @@ def test_trained_form_can_break_2_over_alpha() -> None:
     assert exact_em_distance(*outputs) > 2 / alpha
 
 
-@pytest.mark.parametrize("call", [
-    lambda: bounds.modified_bound(1.5, 1.0, 1.0),
-    lambda: bounds.general_bound(torch.tensor([-0.1, 0.5]), 1.0, 1.0),
-    lambda: bounds.lipschitz_moment(torch.ones(2, 2), 1, 1.0),
-    lambda: bounds.box_example_lower_bound(0.0, 1, 2),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: bounds.modified_bound(1.5, 1.0, 1.0),
+        lambda: bounds.general_bound(torch.tensor([-0.1, 0.5]), 1.0, 1.0),
+        lambda: bounds.lipschitz_moment(torch.ones(2, 2), 1, 1.0),
+        lambda: bounds.box_example_lower_bound(0.0, 1, 2),
+    ],
+)
 def test_values_outside_a_theorem_are_errors(call: object) -> None:
     with pytest.raises(ConfigError):
         call()  # type: ignore[operator]

@@ -175,7 +175,9 @@ def _rank_main(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     world = World(rank=rank, local_rank=rank, size=2, local_size=2)
     model = small_net()
-    monitor = ShiftMonitor(["1", "4"], Samples(InMemory(images(), 4, rank, 2), 21, world), every_epochs=1, per_unit=True)
+    monitor = ShiftMonitor(
+        ["1", "4"], Samples(InMemory(images(), 4, rank, 2), 21, world), every_epochs=1, per_unit=True
+    )
     monitor.begin(model)
     with torch.no_grad():
         model[0].weight.mul_(1.5)
@@ -187,7 +189,9 @@ def test_two_ranks_report_what_one_process_does(tmp_path: Path) -> None:
     mp.start_processes(_rank_main, (str(tmp_path),), nprocs=2, start_method="spawn")
     ranks = [torch.load(tmp_path / str(rank), weights_only=True) for rank in range(2)]
     model = small_net()
-    monitor = ShiftMonitor(["1", "4"], Samples(InMemory(images(), 8), 21, World.single()), every_epochs=1, per_unit=True)
+    monitor = ShiftMonitor(
+        ["1", "4"], Samples(InMemory(images(), 8), 21, World.single()), every_epochs=1, per_unit=True
+    )
     monitor.begin(model)
     with torch.no_grad():
         model[0].weight.mul_(1.5)

@@ -29,7 +29,9 @@ def small_net(activation: str | None) -> nn.Sequential:
 
 def test_unknown_layer_lists_the_nearest_names() -> None:
     model = nn.ModuleDict({"norm1": nn.ReLU(), "norm2": nn.ReLU(), "head": nn.ReLU()})
-    with pytest.raises(ConfigError, match=r"no layer named 'norm3' in ModuleDict; the nearest are norm[12], norm[12], head"):
+    with pytest.raises(
+        ConfigError, match=r"no layer named 'norm3' in ModuleDict; the nearest are norm[12], norm[12], head"
+    ):
         check_layer_names(model, ["norm1", "norm3"])
 
 

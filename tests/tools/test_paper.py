@@ -82,8 +82,17 @@ def test_every_arm_of_every_experiment_loads() -> None:
 @pytest.mark.parametrize("name", ["table1", "table2", "table4", "fig3"])
 def test_cifar_schedules_are_the_papers(name: str) -> None:
     for config in arm_configs(name).values():
-        assert (config.optim.lr, config.optim.momentum, config.optim.nesterov, config.optim.weight_decay) == (0.05, 0.9, True, 5e-4)
-        assert (config.schedule.milestones_epochs, config.schedule.factor, config.train.epochs) == ((61, 121, 161), 0.2, 200)
+        assert (config.optim.lr, config.optim.momentum, config.optim.nesterov, config.optim.weight_decay) == (
+            0.05,
+            0.9,
+            True,
+            5e-4,
+        )
+        assert (config.schedule.milestones_epochs, config.schedule.factor, config.train.epochs) == (
+            (61, 121, 161),
+            0.2,
+            200,
+        )
         assert config.data.augmentation == "pad_crop_flip"
 
 
@@ -108,7 +117,12 @@ def test_micro_batches_have_bn_unitization_and_ten_group_norms() -> None:
     assert groups == channels == [1, 2, 4, 8, 16]
     assert len(configs) == 12
     paper = {arm.name: arm.paper for arm in experiments().EXPERIMENTS["table4"].arms}
-    assert (paper["bn"], paper["unit"], paper["gn_groups16"], paper["gn_channels1"]) == ((71.5,), (81.88,), (73.76,), (79.54,))
+    assert (paper["bn"], paper["unit"], paper["gn_groups16"], paper["gn_channels1"]) == (
+        (71.5,),
+        (81.88,),
+        (73.76,),
+        (79.54,),
+    )
 
 
 @pytest.mark.usefixtures("tools")

@@ -127,7 +127,9 @@ class _Pair:
         return old_outputs, new_outputs
 
 
-def _train_critics(pair: _Pair, train: Loader, settings: CriticSettings, group: dist.ProcessGroup | None) -> nn.ModuleList:
+def _train_critics(
+    pair: _Pair, train: Loader, settings: CriticSettings, group: dist.ProcessGroup | None
+) -> nn.ModuleList:
     batches = _endless(train)
     first = next(batches)
     critics = build_critics(pair.outputs(first)[0], settings.seed)
@@ -203,7 +205,9 @@ def estimate_em_distances(
     named = dict(zip(layer_names, estimates, strict=True))
     broken = [name for name, estimate in named.items() if estimate != estimate]
     if broken:
-        raise TrainingError(f"EM distance: the outputs of {', '.join(broken)} are NaN or infinite; no distance is defined")
+        raise TrainingError(
+            f"EM distance: the outputs of {', '.join(broken)} are NaN or infinite; no distance is defined"
+        )
     return named
 
 

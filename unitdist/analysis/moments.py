@@ -91,12 +91,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     delta_c = b.mean_c - a.mean_c
     na, nb = a.count, b.count
     m2_c = a.m2_c + b.m2_c + delta_c**2 * (na * nb / n)
-    m3_c = (
-        a.m3_c
-        + b.m3_c
-        + delta_c**3 * (na * nb * (na - nb) / n**2)
-        + 3 * delta_c * (na * b.m2_c - nb * a.m2_c) / n
-    )
+    m3_c = a.m3_c + b.m3_c + delta_c**3 * (na * nb * (na - nb) / n**2) + 3 * delta_c * (na * b.m2_c - nb * a.m2_c) / n
     m4_c = (
         a.m4_c
         + b.m4_c

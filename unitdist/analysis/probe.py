@@ -20,7 +20,9 @@ def check_layer_names(model: nn.Module, layer_names: Sequence[str]) -> None:
     for name in layer_names:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
-            raise ConfigError(f"no layer named {name!r} in {type(model).__name__}; the nearest are {', '.join(nearest)}")
+            raise ConfigError(
+                f"no layer named {name!r} in {type(model).__name__}; the nearest are {', '.join(nearest)}"
+            )
 
 
 def normalization_layers(model: nn.Module) -> list[str]:
