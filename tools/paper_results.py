@@ -23,7 +23,7 @@ PER_EPOCH = {
     "accuracy": ("epoch", "lr", "train_loss", "val_top1"),
     "protocols": ("epoch", "lr", "train_loss", "val_top1"),
     "moments": ("epoch", "lr", "train_loss", "val_top1", "unit_mean", "unit_variance", "unit_skewness", "unit_kurtosis",
-                "alpha_min", "alpha_max", "p_mean", "shift"),
+                "alpha_min", "alpha_mean", "alpha_max", "p_mean", "p_std", "shift"),
     "distance": ("epoch", "lr", "train_loss", "val_top1", "em_distance", "shift"),
 }  # fmt: skip
 """Last parts of the record keys that are kept of each epoch, by the experiment's kind."""
