@@ -4,7 +4,7 @@
 """
 
 from evaluation.checkpoints import Network, load_network
-from evaluation.options import PROTOCOLS, TABLE_3_PROTOCOLS, EvaluationOptions, options_from_config
+from evaluation.options import PROTOCOLS, TABLE_3_PROTOCOLS, EvaluationOptions
 from evaluation.run import evaluate
 
-__all__ = ["PROTOCOLS", "TABLE_3_PROTOCOLS", "EvaluationOptions", "Network", "evaluate", "load_network", "options_from_config"]
+__all__ = ["PROTOCOLS", "TABLE_3_PROTOCOLS", "EvaluationOptions", "Network", "evaluate", "load_network"]

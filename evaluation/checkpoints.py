@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from evaluation.options import EvaluationOptions
-from unitdist.config import ModelConfig
+from unitdist.config import Config, ModelConfig
 from unitdist.config_file import config_from_dict
 from unitdist.errors import CheckpointError, ConfigError
 from unitdist.layers import Unitization2d, convert_unitization, missing_norm_divisors, set_norm_divisors
@@ -44,7 +44,7 @@ class Network:
     """A network ready to be evaluated, and what is known about it.
 
     `mean`, `std`: channel normalization in units of [0, 1]. `class_to_idx`: the training's, or None. `norm`: its
-    normalization layers, for the report. `val_split`: name of the validation folder in the training's configuration.
+    normalization layers, for the report. `training`: the config it was trained with, if it is unitdist's own.
     """
 
     model: nn.Module
@@ -53,7 +53,7 @@ class Network:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     class_to_idx: dict[str, int] | None = None
-    val_split: str = "val"
+    training: Config | None = None
     source: str = "a module in memory"
     weights: str = "model"
 
@@ -182,7 +182,7 @@ def _own_network(content: dict[str, Any], state: State, path: Path, options: Eva
         mean=tuple(config.data.mean),
         std=tuple(config.data.std),
         class_to_idx=content["class_to_idx"],
-        val_split=config.data.val_split,
+        training=config,
     )
 
 

@@ -1,11 +1,12 @@
 """Everything that an evaluation can be told, with the paper's values as defaults."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from evaluation.views import TABLE_3_SCALES_PX, Pass, crops_passes, whole_passes
-from unitdist.config import EvaluationConfig
+from unitdist.config import Config, EvaluationConfig
 from unitdist.errors import ConfigError
 
 PROTOCOLS = ("crops", "fully_convolutional", "single", "ten_crop")
@@ -19,18 +20,21 @@ TABLE_3_PROTOCOLS = ("crops", "fully_convolutional")
 class EvaluationOptions:
     """Options of `evaluate`; every one is a flag of evaluation/multi_scale.py."""
 
-    scales_px: tuple[int, ...] = TABLE_3_SCALES_PX
-    """Shorter sides of the protocols crops and fully_convolutional, increasing."""
-    crop_px: int = 224
-    """Side of the crops."""
+    scales_px: tuple[int, ...] | None = None
+    """Shorter sides of the protocols crops and fully_convolutional, increasing (None: evaluation.scales_px of the training's
+    config, else 224,256,384,480,640)."""
+    crop_px: int | None = None
+    """Side of the crops (None: evaluation.crop_px of the training's config, else 224)."""
     views_per_scale: tuple[int, ...] | None = None
     """crops: views at each scale, 1, 2, 5 or 10 (None: 2 where the scale is the crop, else 10)."""
-    single_scale_px: int = 256
-    """Shorter side of the protocols single (centre crop) and ten_crop."""
-    mirror: bool = True
-    """fully_convolutional: average over the mirrored image too."""
-    average: Literal["softmax", "logits"] = "softmax"
-    """What is averaged over views and scales: class probabilities, or the scores before the softmax."""
+    single_scale_px: int | None = None
+    """Shorter side of the protocols single (centre crop) and ten_crop (None: data.val_resize_px of the training's config, else
+    8/7 of the crop, 256 for 224)."""
+    mirror: bool | None = None
+    """fully_convolutional: average over the mirrored image too (None: evaluation.mirror of the training's config, else yes)."""
+    average: Literal["softmax", "logits"] | None = None
+    """What is averaged over views and scales: class probabilities, or the scores before the softmax (None: evaluation.average
+    of the training's config, else softmax)."""
     norm_divisor: Literal["fixed", "per_image"] = "fixed"
     """fixed: the n of training, as in the paper. per_image: n follows each image's own size, to see what fixing it is worth."""
 
@@ -81,7 +85,6 @@ class EvaluationOptions:
     """Most confident errors shown in the gallery."""
 
     def __post_init__(self) -> None:
-        crops_passes(self.scales_px, self.crop_px, self.views_per_scale)
         least = {
             "images_per_chunk": self.images_per_chunk,
             "num_threads": self.num_threads,
@@ -92,30 +95,62 @@ class EvaluationOptions:
         for name, value in least.items():
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: must be >= 1, got {value}")
-        if self.single_scale_px < self.crop_px:
-            raise ConfigError(f"single_scale_px: {self.single_scale_px} is smaller than the crop of {self.crop_px} pixels")
         if (self.mean is None) != (self.std is None):
             raise ConfigError("mean and std: give both or neither")
         if self.decode_device == "gpu" and self.loader != "dali":
             raise ConfigError(f"decode_device gpu needs loader dali, not {self.loader}")
 
 
-def protocol_passes(protocol: str, options: EvaluationOptions) -> tuple[Pass, ...]:
-    """The passes whose views a protocol averages. Raises ConfigError for an unknown protocol."""
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """What is seen of every image, and how it is averaged; the fields are those of EvaluationOptions, settled."""
+
+    scales_px: tuple[int, ...] = TABLE_3_SCALES_PX
+    crop_px: int = 224
+    views_per_scale: tuple[int, ...] | None = None
+    single_scale_px: int = 256
+    mirror: bool = True
+    average: Literal["softmax", "logits"] = "softmax"
+
+    def __post_init__(self) -> None:
+        crops_passes(self.scales_px, self.crop_px, self.views_per_scale)
+        if self.single_scale_px < self.crop_px:
+            raise ConfigError(f"single_scale_px: {self.single_scale_px} is smaller than the crop of {self.crop_px} pixels")
+
+
+def settle_views(options: EvaluationOptions, training: Config | None) -> ViewSettings:
+    """The options where they are given, else what the training's config says, else Table 3's values.
+
+    Raises ConfigError for scales below the crop, or in another order than increasing.
+    """
+    section = EvaluationConfig() if training is None else training.evaluation
+    crop_px = options.crop_px or section.crop_px
+    single_px = round(crop_px * 8 / 7) if training is None or options.crop_px is not None else training.data.val_resize_px
+    return ViewSettings(
+        scales_px=options.scales_px or section.scales_px,
+        crop_px=crop_px,
+        views_per_scale=options.views_per_scale,
+        single_scale_px=options.single_scale_px or max(single_px, crop_px),
+        mirror=section.mirror if options.mirror is None else options.mirror,
+        average=options.average or section.average,
+    )
+
+
+def protocol_passes(protocol: str, views: ViewSettings) -> tuple[Pass, ...]:
+    """The passes whose views a protocol averages."""
     if protocol == "crops":
-        return crops_passes(options.scales_px, options.crop_px, options.views_per_scale)
+        return crops_passes(views.scales_px, views.crop_px, views.views_per_scale)
     if protocol == "fully_convolutional":
-        return whole_passes(options.scales_px, options.mirror)
-    if protocol == "single":
-        return crops_passes((options.single_scale_px,), options.crop_px, (1,))
-    if protocol == "ten_crop":
-        return crops_passes((options.single_scale_px,), options.crop_px, (10,))
-    raise ConfigError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}, all")
+        return whole_passes(views.scales_px, views.mirror)
+    assert protocol in ("single", "ten_crop"), protocol
+    return crops_passes((views.single_scale_px,), views.crop_px, (1 if protocol == "single" else 10,))
 
 
-def options_from_config(config: EvaluationConfig) -> EvaluationOptions:
-    """The options that the `evaluation` section of a training config states."""
-    return EvaluationOptions(
-        scales_px=config.scales_px, crop_px=config.crop_px, mirror=config.mirror, average=config.average,
-        single_scale_px=round(config.crop_px * 256 / 224),
-    )  # fmt: skip
+def protocol_names(protocols: str | Sequence[str]) -> tuple[str, ...]:
+    """One name, several, or "all", as a tuple without repetition. Raises ConfigError for an unknown one, or none."""
+    names = (protocols,) if isinstance(protocols, str) else tuple(dict.fromkeys(protocols))
+    unknown = [name for name in names if name not in (*PROTOCOLS, "all")]
+    if unknown or not names:
+        problem = f"unknown protocol {unknown[0]!r}" if unknown else "no protocol was given"
+        raise ConfigError(f"{problem}; known: {', '.join(PROTOCOLS)}, all")
+    return PROTOCOLS if "all" in names else names

@@ -43,7 +43,7 @@ def _per_class(result: ProtocolResult) -> Figure:
     left.set_xlabel("classes, worst first")
     left.set_ylabel("top-1, %")
     left.set_ylim(0, 102)
-    left.axhline(100 * result.summary["top1"], color=ORANGE, linewidth=1, label=f"all images {100 * result.summary['top1']:.2f} %")
+    left.axhline(result.summary["top1"], color=ORANGE, linewidth=1, label=f"all images {result.summary['top1']:.2f} %")
     left.legend(loc="lower right", frameon=False)
     left.grid(axis="y", alpha=0.3)
     _bars(right, order[:25], accuracy_k, result, "the 25 worst")
@@ -55,10 +55,10 @@ def _bars(axes: Axes, classes: np.ndarray, accuracy_k: np.ndarray, result: Proto
     places = np.arange(len(classes))[::-1]
     axes.barh(places, accuracy_k[classes], color=BLUE, height=0.7)
     axes.set_yticks(places, [f"{_short(result.class_names[label])} ({count_k[label]})" for label in classes], fontsize=8)
-    axes.axvline(100 * result.summary["top1"], color=ORANGE, linewidth=1)
+    axes.axvline(result.summary["top1"], color=ORANGE, linewidth=1)
     axes.set_xlim(0, 100)
     axes.set_ylim(-0.7, len(classes) - 0.3)
-    axes.set_xlabel(f"top-1, % (images in brackets; line: all images, {100 * result.summary['top1']:.2f} %)")
+    axes.set_xlabel(f"top-1, % (images in brackets; line: all images, {result.summary['top1']:.2f} %)")
     axes.set_title(title, fontsize=10)
     axes.grid(axis="x", alpha=0.3)
 

@@ -77,7 +77,7 @@ def score_passes(
                 scored[name].append(scores)
             progress.advance(len(chunk.image_ids))
     except UnitdistError as error:
-        error.add_note(f"only rank {ranks.world.rank} met this")
+        error.speaker = ranks.world.rank  # the others did not meet it
         raise
     finally:
         progress.close()

@@ -3,8 +3,7 @@
 Everything goes over gloo on the host, also next to NCCL: a few messages per run, no device memory.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -48,11 +47,14 @@ class Ranks:
             try:
                 message[0] = decide()
             except UnitdistError as error:
-                message[1] = error
-        with _peers_may_be_gone():
-            dist.broadcast_object_list(message, src=0, group=self._group)
+                error.speaker = 0
+                message[1] = (type(error), str(error))
+        dist.broadcast_object_list(message, src=0, group=self._group)
         if message[1] is not None:
-            raise message[1]
+            kind, text = message[1]
+            failure: UnitdistError = kind(text)
+            failure.speaker = 0
+            raise failure
         return message[0]  # type: ignore[no-any-return]
 
     def gather(self, value: Value) -> list[Value]:
@@ -60,8 +62,7 @@ class Ranks:
         if self._group is None:
             return [value]
         values: list[Any] | None = [None] * self.world.size if self.world.is_main else None
-        with _peers_may_be_gone():
-            dist.gather_object(value, values, dst=0, group=self._group)
+        dist.gather_object(value, values, dst=0, group=self._group)
         return values or []
 
     def close(self) -> None:
@@ -71,11 +72,3 @@ class Ranks:
         if self._opened:
             dist.destroy_process_group()
 
-
-@contextmanager
-def _peers_may_be_gone() -> Iterator[None]:
-    """A rank that stops closes its connections; the others then end with this message instead of gloo's traceback."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise UnitdistError(f"another rank has stopped, and its own message says why ({str(error).splitlines()[0][-90:]})") from None

@@ -1,7 +1,7 @@
 """report.json, the console table, and per-image scores.
 
 report.json, schema "unitdist-evaluation-1" (docs/evaluation.md lists every key): the same bytes for any number of ranks, so
-neither times nor host names are in it; those are in timing.json. All accuracies are shares in [0, 1].
+neither times nor host names are in it; those are in timing.json. Accuracies are in percent, as in the training's metrics.
 """
 
 import json
@@ -21,12 +21,12 @@ from unitdist.errors import ConfigError
 SCHEMA = "unitdist-evaluation-1"
 
 PAPER_TABLE_3 = {
-    ("crops", "batchnorm"): (0.7812, 0.9345),
-    ("crops", "unitization"): (0.7833, 0.9322),
-    ("fully_convolutional", "batchnorm"): (0.7647, 0.9302),
-    ("fully_convolutional", "unitization"): (0.7784, 0.9333),
+    ("crops", "batchnorm"): (78.12, 93.45),
+    ("crops", "unitization"): (78.33, 93.22),
+    ("fully_convolutional", "batchnorm"): (76.47, 93.02),
+    ("fully_convolutional", "unitization"): (77.84, 93.33),
 }
-"""(protocol, norm) -> top-1 and top-5 of ResNet-101 on ImageNet."""
+"""(protocol, norm) -> top-1 and top-5 of ResNet-101 on ImageNet, in percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ def console_table(results: Sequence[ProtocolResult], model_name: str, norm: str)
         lines.append(_row("all" if len(scales) > 1 else str(scales[0]["scale_px"]), summary))
         if summary["paper"] is not None:
             paper = summary["paper"]
-            lines.append(f"  {'Table 3':>8} {'':>6}  {100 * paper['top1']:8.2f}  {'':>15}  {100 * paper['top5']:8.2f}")
+            lines.append(f"  {'Table 3':>8} {'':>6}  {paper['top1']:8.2f}  {'':>15}  {paper['top5']:8.2f}")
         lines.append(f"  calibration error (ECE, 15 bins): {summary['calibration_error']:.4f}")
         lines.append("")
     return "\n".join(lines).rstrip()
@@ -156,7 +156,7 @@ def _row(name: str, summary: dict[str, Any]) -> str:
     cells = []
     for key in ("top1", "top5"):
         low, high = summary[f"{key}_interval"]
-        cells.append(f"{100 * summary[key]:8.2f}  {f'{100 * low:.2f} to {100 * high:.2f}':>15}")
+        cells.append(f"{summary[key]:8.2f}  {f'{low:.2f} to {high:.2f}':>15}")
     return f"  {name:>8} {summary['views']:>6}  {'  '.join(cells)}"
 
 

@@ -16,7 +16,15 @@ from evaluation.forward import Scorer
 from evaluation.fully_convolutional import require_dense_classifier
 from evaluation.gallery import save_gallery
 from evaluation.image_list import ImageList, list_images, require_same_labels
-from evaluation.options import PROTOCOLS, TABLE_3_PROTOCOLS, EvaluationOptions, protocol_passes
+from evaluation.options import (
+    PROTOCOLS,
+    TABLE_3_PROTOCOLS,
+    EvaluationOptions,
+    ViewSettings,
+    protocol_names,
+    protocol_passes,
+    settle_views,
+)
 from evaluation.partial import Fingerprint, PartialScores, open_partial
 from evaluation.progress import Progress
 from evaluation.protocols import PassScores, broken_error, score_passes
@@ -32,6 +40,7 @@ from evaluation.report import (
 )
 from evaluation.views import Pass
 from unitdist.errors import ConfigError
+from unitdist.train.agreement import agreed
 from unitdist.world import World
 
 VIEWS_PER_FORWARD = {"cuda": 256, "cpu": 16}
@@ -50,14 +59,14 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Evaluate on `data` (folder/<class>/<image>) by the given protocols ("all": crops, fully_convolutional, single, ten_crop).
 
-    Returns protocol -> {"count", "top1", "top5" (shares in [0, 1]), "top1_correct", "top5_correct", intervals, "scales", ...}, the
+    Returns protocol -> {"count", "top1", "top5" (percent), "top1_correct", "top5_correct", intervals, "scales", ...}, the
     same on every rank and for every number of ranks. `output`: folder for report.json, pictures, gallery and partial scores.
     `device` None: this rank's GPU if there is one; a network in memory is moved there, and is otherwise left as it was.
     `say` receives the table and messages (None: stdout of rank 0).
     Collective: under torchrun all ranks call it. Raises ConfigError, CheckpointError or DataError.
     """
     options = options or EvaluationOptions()
-    plans = {name: protocol_passes(name, options) for name in _protocol_names(protocols)}
+    names = protocol_names(protocols)
     world = World.from_environment()
     device = _device(device, world)
     folder = None if output is None else Path(output)
@@ -69,7 +78,7 @@ def evaluate(
     torch.backends.cudnn.benchmark = False  # a search among algorithms could end differently on another rank
     ranks = Ranks(world, use_cuda=device.type == "cuda")
     try:
-        return _evaluate(model_or_checkpoint, Path(data), plans, folder, device, options, ranks, say)
+        return _evaluate(model_or_checkpoint, Path(data), names, folder, device, options, ranks, say)
     finally:
         torch.backends.cudnn.benchmark = benchmark
         for module, training in modes:
@@ -80,7 +89,7 @@ def evaluate(
 def _evaluate(
     model_or_checkpoint: str | Path | nn.Module | Network,
     data: Path,
-    plans: dict[str, tuple[Pass, ...]],
+    names: tuple[str, ...],
     folder: Path | None,
     device: torch.device,
     options: EvaluationOptions,
@@ -88,17 +97,22 @@ def _evaluate(
     say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     started = time.perf_counter()
-    network = _network(model_or_checkpoint, options)
+    with agreed(ranks.world):
+        network = _network(model_or_checkpoint, options)
+        views = settle_views(options, network.training)
+    plans = {name: protocol_passes(name, views) for name in names}
     passes = tuple({plan.name: plan for plan_group in plans.values() for plan in plan_group}.values())
+    val_split = "val" if network.training is None else network.training.data.val_split
     images = ranks.from_main(
-        lambda: list_images(data, labels_file=options.labels, class_to_idx=network.class_to_idx, val_split=network.val_split)
+        lambda: list_images(data, labels_file=options.labels, class_to_idx=network.class_to_idx, val_split=val_split)
     )
-    if images.broken and options.on_broken == "error":
-        raise broken_error(images, images.broken)
-    num_outputs = _probe(network, passes, options, device)
-    require_same_labels(images, network.class_to_idx, num_outputs)
-    pixels_per_forward = (options.views_per_forward or VIEWS_PER_FORWARD.get(device.type, 16)) * options.crop_px**2
-    fingerprint = ranks.from_main(lambda: _fingerprint(network, images, options, device, pixels_per_forward))
+    with agreed(ranks.world):
+        if images.broken and options.on_broken == "error":
+            raise broken_error(images, images.broken)
+        num_outputs = _probe(network, passes, views.crop_px, device)
+        require_same_labels(images, network.class_to_idx, num_outputs)
+    pixels_per_forward = (options.views_per_forward or VIEWS_PER_FORWARD.get(device.type, 16)) * views.crop_px**2
+    fingerprint = ranks.from_main(lambda: _fingerprint(network, images, options, views, device, pixels_per_forward))
     if folder is not None:
         ranks.from_main(lambda: open_partial(folder / "partial", fingerprint, options.resume))
     progress = Progress(shown=ranks.world.is_main)
@@ -108,7 +122,7 @@ def _evaluate(
         std=network.std,
         device=device,
         pixels_per_forward=pixels_per_forward,
-        average=options.average,
+        average=views.average,
         precision=options.precision,
         channels_last=options.channels_last,
         compile_model=options.compile,
@@ -122,7 +136,7 @@ def _evaluate(
                 images,
                 passes,
                 scorer=scorer,
-                build_decoder=_decoder_builder(options, device, ranks.world),
+                build_decoder=build_decoders(options, views.crop_px, device, _threads(options, ranks.world)),
                 ranks=ranks,
                 partial=PartialScores(None if folder is None else folder / "partial"),
                 images_per_chunk=options.images_per_chunk,
@@ -136,7 +150,7 @@ def _evaluate(
         assert scored is not None
         papers = {name: paper_row(name, network.name, network.norm, num_outputs, plan) for name, plan in plans.items()}
         results = [
-            summarize_protocol(name, plan, scored.scores, images, scored.broken, options.average, papers[name])
+            summarize_protocol(name, plan, scored.scores, images, scored.broken, views.average, papers[name])
             for name, plan in plans.items()
         ]
         say(console_table(results, network.name, network.norm))
@@ -205,9 +219,9 @@ def _modules(model_or_checkpoint: str | Path | nn.Module | Network) -> list[nn.M
     return list(model.modules()) if isinstance(model, nn.Module) else []
 
 
-def _probe(network: Network, passes: Sequence[Pass], options: EvaluationOptions, device: torch.device) -> int:
+def _probe(network: Network, passes: Sequence[Pass], crop_px: int, device: torch.device) -> int:
     """Number of outputs, found by running one black image; a network of another kind fails here, with its reason."""
-    shapes = {(options.crop_px, options.crop_px)}
+    shapes = {(crop_px, crop_px)}
     if any(plan.kind == "whole" for plan in passes):
         require_dense_classifier(network.model)
         smallest = min(plan.scale_px for plan in passes if plan.kind == "whole")
@@ -228,7 +242,12 @@ def _probe(network: Network, passes: Sequence[Pass], options: EvaluationOptions,
 
 
 def _fingerprint(
-    network: Network, images: ImageList, options: EvaluationOptions, device: torch.device, pixels_per_forward: int
+    network: Network,
+    images: ImageList,
+    options: EvaluationOptions,
+    views: ViewSettings,
+    device: torch.device,
+    pixels_per_forward: int,
 ) -> Fingerprint:
     """All that the scores depend on, in values that JSON gives back unchanged."""
     return {
@@ -236,8 +255,8 @@ def _fingerprint(
         "images_sha256": images.digest(),
         "mean": list(network.mean),
         "std": list(network.std),
-        "crop_px": options.crop_px,
-        "average": options.average,
+        "crop_px": views.crop_px,
+        "average": views.average,
         "norm_divisor": options.norm_divisor,
         "loader": options.loader,
         "decode_device": options.decode_device,
@@ -256,14 +275,16 @@ def _threads(options: EvaluationOptions, world: World) -> int:
     return options.num_threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
 
 
-def _decoder_builder(options: EvaluationOptions, device: torch.device, world: World) -> Callable[[tuple[Pass, ...]], Decoder]:
-    threads = _threads(options, world)
+def build_decoders(
+    options: EvaluationOptions, crop_px: int, device: torch.device, threads: int
+) -> Callable[[tuple[Pass, ...]], Decoder]:
+    """What makes the decoder for a choice of passes. It raises ConfigError when DALI is asked for and not installed."""
 
     def build(passes: tuple[Pass, ...]) -> Decoder:
         if options.loader == "torchvision":
             from evaluation.torchvision_views import TorchvisionDecoder
 
-            return TorchvisionDecoder(passes, crop_px=options.crop_px, num_threads=threads)
+            return TorchvisionDecoder(passes, crop_px=crop_px, num_threads=threads)
         try:
             from evaluation.dali_views import DaliDecoder
         except ImportError as error:
@@ -273,7 +294,7 @@ def _decoder_builder(options: EvaluationOptions, device: torch.device, world: Wo
             ) from None
         return DaliDecoder(
             passes,
-            crop_px=options.crop_px,
+            crop_px=crop_px,
             images_per_chunk=options.images_per_chunk,
             num_threads=threads,
             device_id=(device.index or 0) if options.decode_device == "gpu" else None,
@@ -292,13 +313,6 @@ def _device(device: str | torch.device | None, world: World) -> torch.device:
         chosen = torch.device("cuda", world.local_rank if chosen.index is None else chosen.index)
         torch.cuda.set_device(chosen)
     return chosen
-
-
-def _protocol_names(protocols: str | Sequence[str]) -> tuple[str, ...]:
-    names = (protocols,) if isinstance(protocols, str) else tuple(protocols)
-    if not names:
-        raise ConfigError(f"no protocol was given; known: {', '.join(PROTOCOLS)}, all")
-    return PROTOCOLS if "all" in names else tuple(dict.fromkeys(names))
 
 
 def _silent(line: str) -> None:

@@ -45,7 +45,7 @@ def label_ranks(scores_nk: np.ndarray, labels_n: np.ndarray) -> np.ndarray:
 
 
 def wilson_interval(hits: int, count: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, in [0, 1]; (0, 1) where nothing was counted."""
+    """Wilson's score interval of a share, in [0, 1]; (0, 1) where nothing was counted."""
     if count == 0:
         return 0.0, 1.0
     share = hits / count
@@ -55,15 +55,15 @@ def wilson_interval(hits: int, count: int, z: float = Z_95) -> tuple[float, floa
 
 
 def accuracy_summary(scores_nk: np.ndarray, labels_n: np.ndarray) -> dict[str, object]:
-    """count, integer hits, shares in [0, 1] and 95 % Wilson intervals of top-1 and top-5 (top-K where K < 5)."""
+    """count, integer hits, and top-1 and top-5 (top-K where K < 5) in percent with 95 % Wilson intervals."""
     ranks_n = label_ranks(scores_nk, labels_n)
     count = len(labels_n)
     summary: dict[str, object] = {"count": count}
     for key, places in (("top1", 1), ("top5", 5)):
         hits = int((ranks_n < places).sum())
         summary[f"{key}_correct"] = hits
-        summary[key] = hits / count if count else 0.0
-        summary[f"{key}_interval"] = list(wilson_interval(hits, count))
+        summary[key] = 100 * hits / count if count else 0.0
+        summary[f"{key}_interval"] = [100 * bound for bound in wilson_interval(hits, count)]
     return summary
 
 

@@ -38,16 +38,9 @@ def test_the_script_prints_both_protocols_and_leaves_the_report(checkpoint: Path
     }  # fmt: skip
 
 
-def test_torchrun_opens_its_own_process_group_and_prints_once(checkpoint: Path, small_val: Path, tmp_path: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = script("--checkpoint", checkpoint, "--data", small_val, *SMALL, "--protocol", "single", launcher=launcher)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("single: cifar_resnet20") == 1
-
-
 def test_errors_are_one_line_without_traceback() -> None:
     done = script("--checkpoint", "nowhere.pt", "--data", ".")
-    assert (done.returncode, done.stderr) == (2, "error: checkpoint not found: nowhere.pt\n")
+    assert (done.returncode, done.stderr) == (2, "unitdist: error: checkpoint not found: nowhere.pt\n")
 
 
 def test_a_broken_image_of_one_rank_ends_all_with_its_name_and_no_traceback_of_ours(

@@ -9,7 +9,7 @@ from PIL import Image
 
 from evaluation.gallery import most_confident_errors, save_gallery
 from evaluation.image_list import ImageList
-from evaluation.options import EvaluationOptions, protocol_passes
+from evaluation.options import ViewSettings, protocol_passes
 from evaluation.pictures import save_pictures
 from evaluation.report import ProtocolResult, console_table, paper_row, save_scores, summarize_protocol, write_json
 from evaluation.views import Pass
@@ -42,7 +42,7 @@ def result(images: ImageList) -> ProtocolResult:
     scores = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     scores[:, 13] = np.nan
     named = {plan.name: scores[place].astype(np.float32) for place, plan in enumerate(PASSES)}
-    return summarize_protocol("crops", PASSES, named, images, images.broken, "softmax", (0.7833, 0.9322))
+    return summarize_protocol("crops", PASSES, named, images, images.broken, "softmax", (78.33, 93.22))
 
 
 def test_the_summary_counts_readable_images_only(result: ProtocolResult) -> None:
@@ -51,7 +51,7 @@ def test_the_summary_counts_readable_images_only(result: ProtocolResult) -> None
     assert [(scale["scale_px"], scale["views"], scale["count"]) for scale in result.summary["scales"]] == [(32, 2, 59), (40, 10, 59)]
     assert sum(entry["top1_correct"] for entry in result.summary["per_class"]) == result.summary["top1_correct"]
     assert result.summary["per_class"][1] == {"class": "bee", "count": 9, "top1_correct": int(result.confusion_kk[1, 1])}
-    assert result.summary["paper"] == {"top1": 0.7833, "top5": 0.9322}
+    assert result.summary["paper"] == {"top1": 78.33, "top5": 93.22}
     low, high = result.summary["top1_interval"]
     assert low < result.summary["top1"] < high
 
@@ -60,17 +60,17 @@ def test_the_table_shows_scales_all_views_and_the_papers_row(result: ProtocolRes
     table = console_table([result], "preact_resnet101", "unitization")
     assert table.splitlines()[0] == "crops: preact_resnet101, unitization; 59 images, 12 views each (with mirrors), softmax averaged"
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()[2:] if line.strip()}
-    assert rows["32"][:2] == ["2", f"{100 * result.summary['scales'][0]['top1']:.2f}"]
-    assert rows["all"][:2] == ["12", f"{100 * result.summary['top1']:.2f}"]
+    assert rows["32"][:2] == ["2", f"{result.summary['scales'][0]['top1']:.2f}"]
+    assert rows["all"][:2] == ["12", f"{result.summary['top1']:.2f}"]
     assert rows["Table"] == ["3", "78.33", "93.22"]
 
 
 def test_the_papers_row_is_only_for_the_papers_model() -> None:
-    passes = protocol_passes("crops", EvaluationOptions())
-    assert paper_row("crops", "preact_resnet101", "unitization", 1000, passes) == (0.7833, 0.9322)
-    assert paper_row("crops", "preact_resnet101", "batchnorm", 1000, passes) == (0.7812, 0.9345)
-    whole = protocol_passes("fully_convolutional", EvaluationOptions())
-    assert paper_row("fully_convolutional", "preact_resnet101", "unitization", 1000, whole) == (0.7784, 0.9333)
+    passes = protocol_passes("crops", ViewSettings())
+    assert paper_row("crops", "preact_resnet101", "unitization", 1000, passes) == (78.33, 93.22)
+    assert paper_row("crops", "preact_resnet101", "batchnorm", 1000, passes) == (78.12, 93.45)
+    whole = protocol_passes("fully_convolutional", ViewSettings())
+    assert paper_row("fully_convolutional", "preact_resnet101", "unitization", 1000, whole) == (77.84, 93.33)
     assert paper_row("crops", "preact_resnet101", "unitization", 16, passes) is None
     assert paper_row("crops", "preact_resnet50", "unitization", 1000, passes) is None
     assert paper_row("crops", "preact_resnet101", "unitization", 1000, passes[:3]) is None

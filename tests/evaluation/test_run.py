@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from evaluation import EvaluationOptions, evaluate, options_from_config
+from evaluation import EvaluationOptions, evaluate
+from evaluation.options import ViewSettings, settle_views
 from evaluation.partial import PartialScores, Scored
 from evaluation.protocols import assemble
 from evaluation.views import Pass
-from unitdist.config import EvaluationConfig
+from unitdist.config import Config, DataConfig, EvaluationConfig
 from unitdist.errors import ConfigError, DataError
 
 SMALL = EvaluationOptions(
@@ -298,7 +299,6 @@ def test_cuda_without_a_gpu_is_refused(tiny_net: nn.Module, small_val: Path, mon
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"single_scale_px": 20}, "single_scale_px: 20 is smaller than the crop of 32"),
         ({"images_per_chunk": 0}, "images_per_chunk: must be >= 1, got 0"),
         ({"mean": (0.5, 0.5, 0.5)}, "mean and std: give both or neither"),
         ({"decode_device": "gpu"}, "decode_device gpu needs loader dali"),
@@ -309,11 +309,23 @@ def test_options_that_do_not_fit_are_refused(changes: dict[str, Any], message: s
         options(**changes)
 
 
-def test_options_of_a_training_config() -> None:
-    config = EvaluationConfig(scales_px=(64, 96), crop_px=64, mirror=False, average="logits")
-    derived = options_from_config(config)
-    assert (derived.scales_px, derived.crop_px, derived.single_scale_px) == ((64, 96), 64, 73)
-    assert (derived.mirror, derived.average) == (False, "logits")
+def test_a_scale_below_the_crop_is_refused(tiny_net: nn.Module, small_val: Path) -> None:
+    with pytest.raises(ConfigError, match="single_scale_px: 20 is smaller than the crop of 32"):
+        run(tiny_net, small_val, None, "single", single_scale_px=20)
+
+
+def test_the_trainings_config_states_what_the_options_leave_open() -> None:
+    training = Config(
+        data=DataConfig(path="data", image_size_px=64, scale_range_px=(64, 90), val_resize_px=75),
+        evaluation=EvaluationConfig(scales_px=(64, 96), crop_px=64, mirror=False, average="logits"),
+    )
+    assert settle_views(EvaluationOptions(), training) == ViewSettings(
+        scales_px=(64, 96), crop_px=64, single_scale_px=75, mirror=False, average="logits"
+    )
+    assert settle_views(EvaluationOptions(crop_px=56, mirror=True, average="softmax"), training) == ViewSettings(
+        scales_px=(64, 96), crop_px=56, single_scale_px=64, mirror=True, average="softmax"
+    )
+    assert settle_views(EvaluationOptions(), None) == ViewSettings()
 
 
 @pytest.mark.slow

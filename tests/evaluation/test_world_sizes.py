@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # One launch of five processes plays all worlds, one after the other: ranks beyond a world's size sit it out.
 WORKER = """
-import os, sys, warnings
-from datetime import timedelta
+import os, sys
 from pathlib import Path
 import torch, torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
@@ -46,18 +46,21 @@ def start_and_die(folder):
 for size in (1, 2, 3, 5):
     if rank >= size:
         continue
-    os.environ.update(WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), LOCAL_RANK=str(rank), RANK=str(rank))
+    os.environ.update(WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), LOCAL_RANK=str(rank), RANK=str(rank),
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[5 + size])
     if size == 1:
         start_and_die(folder / "ranks3")
-    if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store{size}", rank=rank, world_size=size,
-                                timeout=timedelta(seconds=120))
     results = evaluate(checkpoint, data, protocols="all", output=folder / f"ranks{size}", device="cpu", options=options,
                        say=lambda line: None)
     assert results["crops"]["count"] == 33, results["crops"]["count"]
-    if size > 1:
-        dist.destroy_process_group()
+    assert not dist.is_initialized()
 """
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +73,11 @@ def reports(checkpoint: Path, small_val: Path, tmp_path_factory: pytest.TempPath
     broken = sorted(data.rglob("*_00*.jpg"))[7]
     broken.write_bytes(broken.read_bytes()[:3000])
     (folder / "worker.py").write_text(WORKER)
+    ports = [str(free_port()) for _ in range(6)]
     processes = []
     for rank in range(5):
         environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "5", "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "ignore", folder / "worker.py", REPOSITORY, checkpoint, data, folder]
+        command = [sys.executable, "-W", "ignore", folder / "worker.py", REPOSITORY, checkpoint, data, folder, *ports]
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     errors = [process.communicate(timeout=280)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 5, "\n".join(errors)

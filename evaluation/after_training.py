@@ -1,0 +1,35 @@
+"""The protocols of `evaluation.protocols` on the best checkpoint, at the end of a training."""
+
+from pathlib import Path
+
+from evaluation.options import EvaluationOptions
+from evaluation.run import evaluate
+from unitdist.config import Config
+from unitdist.errors import ConfigError
+from unitdist.world import World
+
+
+def evaluate_run(config: Config, folder: Path, world: World) -> None:
+    """Evaluate folder/best.pt on the validation split of the training's data; the report goes to folder/evaluation.
+
+    Collective. Scales, crop and averaging are those of the config's `evaluation` section, which the checkpoint holds.
+    """
+    if config.data.dataset != "image_folder":
+        raise ConfigError(
+            f"evaluation.protocols: {', '.join(config.evaluation.protocols)} need data.dataset: image_folder, not "
+            f"{config.data.dataset}; the training itself is finished and saved in {folder}"
+        )
+    evaluate(
+        folder / "best.pt",
+        Path(config.data.path) / config.data.val_split,
+        protocols=config.evaluation.protocols,
+        output=folder / "evaluation",
+        options=EvaluationOptions(
+            loader="torchvision" if config.data.loader == "torchvision" else "dali",
+            num_threads=config.data.num_threads,
+            on_broken="skip" if config.data.on_broken == "replace" else "error",
+            precision=config.train.precision,
+            channels_last=config.train.channels_last,
+        ),
+        say=print if world.is_main else None,
+    )
