@@ -33,9 +33,12 @@ def main() -> None:
     seconds: dict[str, float] = {}
     on_gpu = torch.cuda.is_available()
     ranks = torch.cuda.device_count() if on_gpu else 2
-    shutil.rmtree(RUN, ignore_errors=True)
+    for folder in (RUN, DATA):  # a demo that was interrupted may have left half of them
+        shutil.rmtree(folder, ignore_errors=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    stage("sample data", [sys.executable, "tools/make_sample_data.py", "--output", "sample_data", "--seed", "0"], seconds)
+    stage(
+        "sample data", [sys.executable, "tools/make_sample_data.py", "--output", "sample_data", "--seed", "0"], seconds
+    )
     stage("training", [*torchrun, "launch/train.py", "--config", "demo.yaml"], seconds)
     evaluate = ["evaluation/multi_scale.py", "--checkpoint", "runs/demo/best.pt", "--data", "sample_data/val"]
     stage("evaluation", [*torchrun, *evaluate, "--protocol", "all", "--output", "runs/demo/evaluation"], seconds)
