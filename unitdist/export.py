@@ -43,9 +43,7 @@ def export_program(
         ) from None
 
 
-def export_onnx(
-    model: nn.Module, path: Path, *, image_size_px: int, channels: int = 3, dynamic: bool = True
-) -> Path:
+def export_onnx(model: nn.Module, path: Path, *, image_size_px: int, channels: int = 3, dynamic: bool = True) -> Path:
     """Write the network in evaluation mode to `path` by torch's ONNX exporter; returns `path`.
 
     Input "images" (N, channels, H, W) float32, output "logits". `dynamic` as in `export_program`. Raises ConfigError

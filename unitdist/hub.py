@@ -57,7 +57,9 @@ def export_checkpoint(
     """
     from safetensors.torch import save_file
 
-    source = "model_ema" if weights == "auto" and checkpoint["model_ema"] is not None else weights.replace("auto", "model")
+    source = (
+        "model_ema" if weights == "auto" and checkpoint["model_ema"] is not None else weights.replace("auto", "model")
+    )
     state: dict[str, Tensor] | None = checkpoint[source]
     if state is None:
         raise ConfigError("--weights model_ema: this run kept no averaged weights (train.ema_decay: null)")
@@ -106,7 +108,9 @@ def load_pretrained(source: str | Path) -> nn.Module:
     if not weights_file.is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}")
     if _sha256(weights_file) != description["weights"]["sha256"]:
-        raise CheckpointError(f"{weights_file} is damaged: its checksum is not the one in {CONFIG_FILE}; fetch it again")
+        raise CheckpointError(
+            f"{weights_file} is damaged: its checksum is not the one in {CONFIG_FILE}; fetch it again"
+        )
     try:
         state = load_file(weights_file)
     except SafetensorError as error:
@@ -138,7 +142,9 @@ def _folder_of(source: str | Path) -> Path:
     if not str(source).startswith(HUB_PREFIX):
         folder = Path(source)
         if not folder.is_dir():
-            raise ConfigError(f"no such folder: {folder}; a repository on the Hugging Face hub is written hf:OWNER/NAME")
+            raise ConfigError(
+                f"no such folder: {folder}; a repository on the Hugging Face hub is written hf:OWNER/NAME"
+            )
         return folder
     try:
         from huggingface_hub import snapshot_download

@@ -34,7 +34,9 @@ def model_card(description: dict[str, Any], license: str) -> str:
 
 
 def _source(description: dict[str, Any]) -> str:
-    averaged = "the averaged weights (EMA)" if description["weights"]["source"] == "model_ema" else "the trained weights"
+    averaged = (
+        "the averaged weights (EMA)" if description["weights"]["source"] == "model_ema" else "the trained weights"
+    )
     return f"{averaged} after epoch {description['results']['epoch']} (step {description['results']['step']})"
 
 

@@ -61,7 +61,11 @@ def norm_act_layer(
     timm does not tell a function which activation the model wants: bind it where it is not ReLU,
     partial(norm_act_layer, act_layer="silu"). A plain ReLU is fused; another activation follows as a module.
     """
-    act = create_act_layer(act_layer, inplace=inplace, **(act_kwargs or {})) if apply_act and act_layer is not None else None
+    act = (
+        create_act_layer(act_layer, inplace=inplace, **(act_kwargs or {}))
+        if apply_act and act_layer is not None
+        else None
+    )
     drop = None if drop_layer is None else drop_layer()
     if drop is None and (act is None or type(act) is nn.ReLU):
         return Unitization2d(

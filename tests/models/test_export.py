@@ -82,7 +82,9 @@ class FixedSize(nn.Module):
 
 
 def test_network_of_a_fixed_size_is_refused_as_dynamic(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="FixedSize cannot be exported for any image size; export it with dynamic=False"):
+    with pytest.raises(
+        ConfigError, match="FixedSize cannot be exported for any image size; export it with dynamic=False"
+    ):
         export_onnx(FixedSize(), tmp_path / "model.onnx", image_size_px=8)
     path = export_onnx(FixedSize(), tmp_path / "model.onnx", image_size_px=8, dynamic=False)
     assert run_onnx(path, images(1, 3, 8, 8)).shape == (1, 2)

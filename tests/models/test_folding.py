@@ -45,7 +45,11 @@ def test_pixel_scope_folds_too() -> None:
 
 def test_norms_behind_a_convolution_are_folded_into_it() -> None:
     folded = fold_unitization(build("preact_resnet50"))
-    places = {name: module.into_convolution for name, module in folded.named_modules() if isinstance(module, FoldedUnitization)}
+    places = {
+        name: module.into_convolution
+        for name, module in folded.named_modules()
+        if isinstance(module, FoldedUnitization)
+    }
     assert len(places) == 48
     assert all(into == (not name.endswith("norm1")) for name, into in places.items())
     assert folded.stages[0][0].conv1.bias is not None and folded.stages[0][0].conv3.bias is None

@@ -36,7 +36,15 @@ METRICS = {"last": {"epoch": 7, "loss": 0.5, "top1": 81.25, "top5": 100.0, "coun
 REPORT = {
     "schema": "unitdist-evaluation-1",
     "protocols": {
-        "crops": {"top1": 0.875, "top5": 0.99, "count": 80, "views": 42, "average": "softmax", "mirrored": True, "scales": []}
+        "crops": {
+            "top1": 0.875,
+            "top5": 0.99,
+            "count": 80,
+            "views": 42,
+            "average": "softmax",
+            "mirrored": True,
+            "scales": [],
+        }
     },
 }
 
@@ -198,7 +206,9 @@ def test_repository_is_downloaded_only_where_the_source_says_so(
         return str(exported[0])
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(ConfigError, match="no such folder: owner/name; a repository on the Hugging Face hub is written hf:"):
+    with pytest.raises(
+        ConfigError, match="no such folder: owner/name; a repository on the Hugging Face hub is written hf:"
+    ):
         unitdist.load_pretrained("owner/name")
     assert asked == []
     unitdist.load_pretrained("hf:owner/name")
@@ -212,7 +222,9 @@ def test_flipped_bit_is_seen(copy_of_exported: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match="model.safetensors is damaged: its checksum is not the one in config.json"):
+    with pytest.raises(
+        CheckpointError, match="model.safetensors is damaged: its checksum is not the one in config.json"
+    ):
         unitdist.load_pretrained(copy_of_exported)
 
 

@@ -29,7 +29,9 @@ def run_order(model: nn.Module, x_nchw: Tensor) -> list[str]:
 
 
 def divisors(model: nn.Module) -> dict[str, int]:
-    return {name: int(module.norm_divisor) for name, module in model.named_modules() if isinstance(module, Unitization2d)}
+    return {
+        name: int(module.norm_divisor) for name, module in model.named_modules() if isinstance(module, Unitization2d)
+    }
 
 
 def test_cifar_order_is_norm_relu_conv_in_every_block() -> None:
@@ -188,7 +190,9 @@ def run_steps(model: PreactResNet, side_px: int, dtype: torch.dtype) -> dict[str
     x_nchw = torch.randn(3, 3, side_px, side_px, generator=torch.Generator().manual_seed(1)).to(dtype)
     for scale in (1.0, 2.0):
         nn.functional.cross_entropy(model(scale * x_nchw), torch.arange(3)).backward()
-    found = {f"grad {name}": parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    found = {
+        f"grad {name}": parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     found |= {f"buffer {name}": buffer.clone() for name, buffer in model.named_buffers()}
     return found | {"logits": model.eval()(x_nchw).detach()}
 
@@ -203,7 +207,9 @@ def test_faster_forms_of_the_block_have_the_same_gradients(name: str, form: str)
     other = run_steps(build(name, **keys, **FORMS[form]), 32, torch.float64)
     assert list(other) == list(plain)
     for key, expected in plain.items():
-        torch.testing.assert_close(other[key], expected, rtol=1e-8, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            other[key], expected, rtol=1e-8, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 def test_faster_forms_hold_with_preactivated_projection_and_checkpointing() -> None:
@@ -215,7 +221,9 @@ def test_faster_forms_hold_with_preactivated_projection_and_checkpointing() -> N
     model.set_grad_checkpointing()
     other = run_steps(model, 32, torch.float64)
     for key, expected in plain.items():
-        torch.testing.assert_close(other[key], expected, rtol=1e-8, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            other[key], expected, rtol=1e-8, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 def test_folded_block_puts_out_the_two_terms() -> None:
@@ -229,7 +237,9 @@ def test_folded_block_puts_out_the_two_terms() -> None:
 
 
 def test_compiled_norms_are_switched_on_in_every_layer() -> None:
-    layers = [module for module in build("cifar_resnet20", compile_norm=True).modules() if isinstance(module, Unitization2d)]
+    layers = [
+        module for module in build("cifar_resnet20", compile_norm=True).modules() if isinstance(module, Unitization2d)
+    ]
     assert len(layers) == 20 and all(layer.compiled for layer in layers)
 
 

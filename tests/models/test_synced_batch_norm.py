@@ -24,7 +24,13 @@ def make_case(shape: tuple[int, ...], bounds: list[int]) -> dict[str, torch.Tens
     x = draw(*shape)
     x[:, 0] += 100
     channels = shape[1]
-    return {"x": x, "grad": draw(*shape), "weight": draw(channels), "bias": draw(channels), "bounds": torch.tensor(bounds)}
+    return {
+        "x": x,
+        "grad": draw(*shape),
+        "weight": draw(channels),
+        "bias": draw(channels),
+        "bounds": torch.tensor(bounds),
+    }
 
 
 CASES = [make_case((8, 5, 6, 7), [0, 5, 8]), make_case((9, 4), [0, 2, 9]), make_case((6, 3, 4, 4), [0, 6, 6])]

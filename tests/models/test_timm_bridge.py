@@ -71,7 +71,9 @@ def test_what_timm_models_cannot_have_is_an_error() -> None:
     assert message == (
         "model.norm: groupnorm is for unitdist's own nets; timm:resnet18 can have unitization or batchnorm"
     )
-    assert message_of("timm:resnet18", raw_projection=False).startswith("model.raw_projection: timm:resnet18 has no such")
+    assert message_of("timm:resnet18", raw_projection=False).startswith(
+        "model.raw_projection: timm:resnet18 has no such"
+    )
 
 
 def test_missing_timm_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

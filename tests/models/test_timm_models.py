@@ -152,11 +152,18 @@ def test_timms_optimizers_leave_norms_without_decay() -> None:
     model = create("preact_resnet18_unit")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     optimizer = create_optimizer_v2(model, opt="sgd", lr=0.1, weight_decay=1e-4)
-    decayed = {names[id(parameter)] for group in optimizer.param_groups if group["weight_decay"] for parameter in group["params"]}
+    decayed = {
+        names[id(parameter)]
+        for group in optimizer.param_groups
+        if group["weight_decay"]
+        for parameter in group["params"]
+    }
     assert decayed == {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
     assert len(model.no_weight_decay()) == 3 * 16 and "stages.0.0.norm1.alpha" in model.no_weight_decay()
     layered = create_optimizer_v2(model, opt="adamw", lr=0.1, weight_decay=1e-4, layer_decay=0.8)
-    scales = {names[id(parameter)]: group["lr_scale"] for group in layered.param_groups for parameter in group["params"]}
+    scales = {
+        names[id(parameter)]: group["lr_scale"] for group in layered.param_groups for parameter in group["params"]
+    }
     assert scales["stem_conv.weight"] < scales["stages.0.0.conv1.weight"] < scales["stages.3.1.conv2.weight"] < 1
     assert scales["classifier.weight"] == 1
 

@@ -64,7 +64,9 @@ def test_timms_parts_train_save_and_load_a_unit_net(sample_data: Path, make: typ
     trained = [module for module in average.module.modules() if isinstance(module, Unitization2d)]
     assert [int(module.norm_divisor) for module in trained] == divisors
     assert sum(float(module.alpha.detach().abs().sum()) for module in trained) > 0
-    saver = CheckpointSaver(model, optimizer, model_ema=average, checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path))
+    saver = CheckpointSaver(
+        model, optimizer, model_ema=average, checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path)
+    )
     saver.save_checkpoint(0, metric=1.0)
     images, labels = next(iter(loader))
     fresh = make(16)

@@ -46,7 +46,9 @@ def build_model(
     is_timm = config.name.startswith(TIMM_PREFIX)
     if not is_timm and config.name not in _NETS:
         near = did_you_mean(config.name, MODEL_NAMES)
-        raise ConfigError(f"model.name: unknown model {config.name!r}{near}; known: {', '.join(MODEL_NAMES)}, timm:NAME")
+        raise ConfigError(
+            f"model.name: unknown model {config.name!r}{near}; known: {', '.join(MODEL_NAMES)}, timm:NAME"
+        )
     if is_timm or config.name == "mnist_mlp":
         _refuse_resnet_switches(config)
     if config.name == "mnist_mlp" and image_size_px != _MNIST_SIDE_PX:
@@ -108,7 +110,9 @@ def _refuse_resnet_switches(config: ModelConfig) -> None:
     defaults = {field.name: field.default for field in fields(ModelConfig)}
     for key in _RESNET_SWITCHES:
         if getattr(config, key) != defaults[key]:
-            raise ConfigError(f"model.{key}: {config.name} has no such switch; it is for preact_resnet and cifar_resnet")
+            raise ConfigError(
+                f"model.{key}: {config.name} has no such switch; it is for preact_resnet and cifar_resnet"
+            )
 
 
 _NETS: dict[str, _Build] = {

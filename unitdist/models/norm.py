@@ -37,7 +37,9 @@ def image_norm_and_relu(config: ModelConfig, *, process_group: dist.ProcessGroup
 
     def batchnorm(channels: int) -> tuple[nn.Module, nn.Module]:
         if has_peers(process_group, sync=sync):
-            return SyncedBatchNorm(channels, config.norm_eps, config.norm_momentum, process_group=process_group), nn.ReLU()
+            return SyncedBatchNorm(
+                channels, config.norm_eps, config.norm_momentum, process_group=process_group
+            ), nn.ReLU()
         return nn.BatchNorm2d(channels, config.norm_eps, config.norm_momentum), nn.ReLU()
 
     return {"unitization": unitization, "batchnorm": batchnorm, "groupnorm": _groupnorm(config)}[config.norm]
@@ -50,7 +52,9 @@ def vector_norm_and_relu(config: ModelConfig, *, process_group: dist.ProcessGrou
     output in every arm. Unitization1d has n = 1, so `config.norm_divisor` must be null (ConfigError).
     """
     if config.norm_divisor is not None:
-        raise ConfigError(f"model.norm_divisor: {config.norm_divisor}: {config.name} normalizes vectors, whose n is 1; leave it null")
+        raise ConfigError(
+            f"model.norm_divisor: {config.norm_divisor}: {config.name} normalizes vectors, whose n is 1; leave it null"
+        )
 
     def unitization(channels: int) -> tuple[nn.Module, nn.Module]:
         norm = Unitization1d(
@@ -60,10 +64,14 @@ def vector_norm_and_relu(config: ModelConfig, *, process_group: dist.ProcessGrou
 
     def batchnorm(channels: int) -> tuple[nn.Module, nn.Module]:
         if has_peers(process_group, sync=sync):
-            return SyncedBatchNorm(channels, config.norm_eps, config.norm_momentum, process_group=process_group), nn.ReLU()
+            return SyncedBatchNorm(
+                channels, config.norm_eps, config.norm_momentum, process_group=process_group
+            ), nn.ReLU()
         return nn.BatchNorm1d(channels, config.norm_eps, config.norm_momentum), nn.ReLU()
 
-    return {"unitization": unitization, "batchnorm": batchnorm, "groupnorm": _groupnorm(config, smallest_group=2)}[config.norm]
+    return {"unitization": unitization, "batchnorm": batchnorm, "groupnorm": _groupnorm(config, smallest_group=2)}[
+        config.norm
+    ]
 
 
 def has_peers(process_group: dist.ProcessGroup | None, *, sync: bool) -> bool:
@@ -78,7 +86,9 @@ def _groupnorm(config: ModelConfig, smallest_group: int = 1) -> NormAndRelu:
         key = "group_norm_groups" if config.group_norm_groups is not None else "group_norm_channels"
         given = config.group_norm_groups or config.group_norm_channels or 1
         if channels % given:
-            raise ConfigError(f"model.{key}: {given} does not divide the {channels} channels of a layer of {config.name}")
+            raise ConfigError(
+                f"model.{key}: {given} does not divide the {channels} channels of a layer of {config.name}"
+            )
         groups = given if config.group_norm_groups is not None else channels // given
         if channels // groups < smallest_group:
             raise ConfigError(

@@ -71,7 +71,11 @@ class _PreactBlock(nn.Module):
 
     def begin(self, x_nchw: Tensor, residual_nchw: Tensor | None) -> tuple[Tensor, Tensor]:
         """(first convolution's output, shortcut) of the block's input x + residual."""
-        if self.overlap_sync and isinstance(self.norm1, Unitization2d) and (self.raw_projection or self.projection is None):
+        if (
+            self.overlap_sync
+            and isinstance(self.norm1, Unitization2d)
+            and (self.raw_projection or self.projection is None)
+        ):
             result = normalize_and_convolve(self.norm1, self.conv1, x_nchw, residual_nchw)
             out, x_nchw = result if isinstance(result, tuple) else (result, x_nchw)
             return out, x_nchw if self.projection is None else self.projection(x_nchw)

@@ -56,7 +56,9 @@ def _import_timm(asked_for: str) -> ModuleType:
     try:
         import timm
     except ImportError as error:
-        raise ConfigError(f"model.name: {asked_for} needs timm, which cannot be imported ({error}): pip install timm") from None
+        raise ConfigError(
+            f"model.name: {asked_for} needs timm, which cannot be imported ({error}): pip install timm"
+        ) from None
     return timm  # type: ignore[no-any-return]
 
 
