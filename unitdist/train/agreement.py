@@ -1,6 +1,7 @@
 """Ranks that agree: on an error during set-up, on who speaks, on what rank 0 read."""
 
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from unitdist.errors import TrainingError, UnitdistError
+from unitdist.train.stopping import Stopped
 from unitdist.world import World
 
 T = TypeVar("T")
@@ -65,8 +67,9 @@ def reporting_errors(world: World, *, debug: bool) -> Iterator[None]:
         if error.speaker == world.rank or (error.speaker is None and (world.local_rank == 0 or not alike)):
             if debug:
                 traceback.print_exc()
-            _say(world, str(error))
-        _leave(error.exit_code)
+            _say(world, str(error), kind="" if isinstance(error, Stopped) else "error: ")
+        # torchrun restarts workers that leave with another code than 0; what a stop left behind says status.json.
+        _leave(0 if isinstance(error, Stopped) and "TORCHELASTIC_RUN_ID" in os.environ else error.exit_code)
     except KeyboardInterrupt:
         _say(world, "interrupted")
         _leave(130)
@@ -92,9 +95,9 @@ def lost_contact(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(sign in str(error) for sign in signs)
 
 
-def _say(world: World, message: str) -> None:
+def _say(world: World, message: str, kind: str = "error: ") -> None:
     prefix = f"unitdist [rank {world.rank}]" if world.size > 1 else "unitdist"
-    print(f"{prefix}: error: {message}", file=sys.stderr, flush=True)
+    print(f"{prefix}: {kind}{message}", file=sys.stderr, flush=True)
 
 
 def _leave(code: int) -> None:

@@ -23,10 +23,11 @@ from unitdist.train.metrics import Record, TrainSums
 from unitdist.train.optim import build_optimizer
 from unitdist.train.progress import Progress
 from unitdist.train.resume import check_same_run
-from unitdist.train.run_folder import RunFolder, lock_run_folder, open_run_folder
+from unitdist.train.run_folder import RunFolder, lock_run_folder, open_run_folder, write_status
 from unitdist.train.saving import load
 from unitdist.train.schedule import peak_learning_rate
 from unitdist.train.state import Run, TrainState
+from unitdist.train.stopping import StopRequest
 from unitdist.train.tensorboard import Board
 from unitdist.train.timm_training import build_mixup
 
@@ -71,6 +72,8 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
             check_same_run(config, train_loader.fingerprint(), checkpoint, source=str(folder.resume_from))
             load_model_state(module, checkpoint["model"], str(folder.resume_from))
     module = module.to(engine.device)
+    stop = StopRequest(world)
+    resources.callback(stop.close)
     run = Run(
         config=config,
         folder=folder,
@@ -80,6 +83,7 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
         val_loader=val_loader,
         state=TrainState(),
         sums=TrainSums(engine.device),
+        stop=stop,
         mixup=build_mixup(
             mixup_alpha=config.train.mixup_alpha,
             cutmix_alpha=config.train.cutmix_alpha,
@@ -121,6 +125,7 @@ def check_sizes(config: Config, train_loader: Loader) -> None:
 def open_records(run: Run, resources: ExitStack) -> None:
     """Rank 0: write the resolved config, open metrics, TensorBoard and progress, and say what will be run."""
     config, state = run.config, run.state
+    write_status(run.folder.path, "running", step=state.step)
     (run.folder.path / "config.yaml").write_text(dump_config(config))
     run.record = Record(run.folder.path / "metrics.jsonl", resumed_step=state.step)
     run.board = Board(run.folder.path / "tensorboard", resumed_step=state.step)

@@ -13,7 +13,7 @@ from unitdist.train import engine as engines
 from unitdist.train.metrics import Stopwatch
 from unitdist.train.progress import eta
 from unitdist.train.saving import save
-from unitdist.train.state import Run, current_learning_rate
+from unitdist.train.state import Run, learning_rate_of_step
 from unitdist.train.timm_training import mix
 
 
@@ -27,7 +27,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     while state.samples // config.data.global_batch_size < run.steps_per_epoch:
         if state.step >= run.total_steps:
             break
-        engines.set_learning_rate(engine, current_learning_rate(run))
+        engines.set_learning_rate(engine, learning_rate_of_step(run, state.step))
         torch.manual_seed(step_seed(config.run.seed, state.step, engine.world.rank))
         for micro_step in range(config.train.accumulation_steps):
             train_on(run, next_batch(batches, watch), micro_step)
@@ -44,6 +44,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             log_window(run, watch)
         if config.checkpoint.every_steps and state.step % config.checkpoint.every_steps == 0 and not epoch_ends:
             save(run, run.folder.last)
+        run.stop.check()
     if isinstance(batches, Iterator) and hasattr(batches, "close"):
         batches.close()
     if state.samples // config.data.global_batch_size == run.steps_per_epoch:
@@ -88,7 +89,7 @@ def log_window(run: Run, watch: Stopwatch) -> None:
     loss, top1 = run.sums.fold(run.engine.sum_over_ranks(run.sums.window.clone()))
     if not math.isfinite(loss):
         error = TrainingError(
-            f"the loss is {loss} at step {state.step} (epoch {state.epoch + 1}, lr {current_learning_rate(run):g}); "
+            f"the loss is {loss} at step {state.step} (epoch {state.epoch + 1}, lr {learning_rate_of_step(run, state.step - 1):g}); "
             f"the last checkpoint is {run.folder.last if run.folder.last.exists() else 'none'}; lower optim.lr, or add warm-up"
         )
         error.speaker = 0  # the sum is over all ranks, so all of them know
@@ -102,7 +103,7 @@ def log_window(run: Run, watch: Stopwatch) -> None:
         "step": state.step,
         "loss": loss,
         "top1": top1,
-        "lr": last_learning_rate(run),
+        "lr": learning_rate_of_step(run, state.step - 1),
         **timing,
     }
     run.record.write("train", values)
@@ -122,9 +123,3 @@ def log_window(run: Run, watch: Stopwatch) -> None:
     run.progress.say(
         f"epoch {state.epoch + 1}/{config.train.epochs} step {state.step}/{run.total_steps} {text} ETA {remaining}"
     )
-
-
-def last_learning_rate(run: Run) -> float:
-    """The learning rate of the step just taken."""
-    assert run.engine.optimizer is not None
-    return float(run.engine.optimizer.param_groups[0]["lr"])

@@ -8,9 +8,11 @@ from unitdist.config import Config
 from unitdist.train import engine as engines
 from unitdist.train.batch_split import split_batch
 from unitdist.train.build_run import build_run
-from unitdist.train.epoch import last_learning_rate, train_epoch
+from unitdist.train.epoch import train_epoch
+from unitdist.train.run_folder import write_status
 from unitdist.train.saving import save
-from unitdist.train.state import Run
+from unitdist.train.state import Run, learning_rate_of_step
+from unitdist.train.stopping import Stopped
 from unitdist.train.validate import broadcast_running_statistics, validate
 from unitdist.world import World
 
@@ -26,27 +28,54 @@ def train(config: Config, *, resume: str | None = None) -> Path:
     engine = engines.start_engine(config, world)
     with ExitStack() as resources:
         run = build_run(config, engine, split, resume, resources)
-        if run.state.step >= run.total_steps and run.progress:
-            run.progress.say(
-                f"already finished: step {run.state.step} of {run.total_steps}; raise train.epochs to go on"
-            )
-        while run.state.step < run.total_steps:
-            timing = train_epoch(run)
-            if run.state.samples:  # train.max_steps ended the run within an epoch
-                save(run, run.folder.last)
-            else:
-                finish_epoch(run, timing)
+        try:
+            run_epochs(run)
+        except Stopped as stopped:
+            save_where_stopped(run)
+            error = Stopped(f"stopped at step {run.state.step} ({stopped}), saved; go on with --resume auto")
+            error.speaker = 0
+            raise error from None
+        except Exception as error:
+            if world.is_main:
+                write_status(run.folder.path, "failed", step=run.state.step, reason=str(error))
+            raise
+        if world.is_main:
+            write_status(run.folder.path, "finished", step=run.state.step)
     engine.barrier()
     return run.folder.path
+
+
+def run_epochs(run: Run) -> None:
+    """All that is left to do. Raises Stopped, on all ranks after the same step, when one of them was asked to stop."""
+    if run.state.step >= run.total_steps and run.progress:
+        run.progress.say(f"already finished: step {run.state.step} of {run.total_steps}; raise train.epochs to go on")
+    while run.state.step < run.total_steps:
+        timing = train_epoch(run)
+        if run.state.samples:  # train.max_steps ended the run within an epoch
+            save(run, run.folder.last)
+        else:
+            finish_epoch(run, timing)
+
+
+def save_where_stopped(run: Run) -> None:
+    """A stop during validation is saved as before the end of its epoch: the resumed run validates again."""
+    state = run.state
+    if state.samples == 0 and state.step:
+        state.epoch, state.samples = state.epoch - 1, run.steps_per_epoch * run.config.data.global_batch_size
+    save(run, run.folder.last)
+    if run.engine.world.is_main:
+        write_status(run.folder.path, "stopped", step=state.step)
 
 
 def finish_epoch(run: Run, timing: dict[str, float]) -> None:
     """Validate, measure, report and save, as often as the config asks; always after the last epoch."""
     config, state, engine = run.config, run.state, run.engine
     last_epoch = state.step >= run.total_steps
-    record: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "lr": last_learning_rate(run)} | train_means(
-        run
-    )
+    record: dict[str, Any] = {
+        "epoch": state.epoch,
+        "step": state.step,
+        "lr": learning_rate_of_step(run, state.step - 1),
+    } | train_means(run)
     broadcast_running_statistics(engine)
     improved = (last_epoch or state.epoch % config.evaluation.every_epochs == 0) and validate_epoch(run, record)
     if run.monitor is not None and run.monitor.is_due(state.epoch):
@@ -69,11 +98,11 @@ def validate_epoch(run: Run, record: dict[str, Any]) -> bool:
 
     The averaged weights, where kept, decide which epoch is best.
     """
-    result = validate(run.engine, run.val_loader)
+    result = validate(run.engine, run.val_loader, stop=run.stop)
     record |= {f"val_{key}": value for key, value in result.items()}
     decisive = result
     if run.average is not None:
-        decisive = validate(run.engine, run.val_loader, state=run.average.state)
+        decisive = validate(run.engine, run.val_loader, stop=run.stop, state=run.average.state)
         record |= {f"val_ema_{key}": value for key, value in decisive.items()}
     run.state.metrics["last"] = {"epoch": run.state.epoch, **decisive}
     best = run.state.metrics.get("best")

@@ -1,6 +1,7 @@
 """The run's folder: config, checkpoints, metrics and logs, owned by one job at a time."""
 
 import fcntl
+import json
 import os
 import socket
 from dataclasses import dataclass
@@ -55,6 +56,17 @@ def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
             f"--resume: no such checkpoint: {resume}" + (f"; {last} exists (--resume auto)" if last.exists() else "")
         )
     return RunFolder(path=path, resume_from=Path(resume))
+
+
+def write_status(path: Path, state: str, *, step: int, reason: str = "") -> None:
+    """status.json: {"state": "running" | "stopped" | "finished" | "failed", "step", "reason"}, replaced atomically by rank 0.
+
+    torchrun turns every worker's exit code into 1, so this is what a scheduler's script reads; "running" with no job means
+    that the job was killed.
+    """
+    temporary = path / ".status.tmp"
+    temporary.write_text(json.dumps({"state": state, "step": step, "reason": reason}) + "\n")
+    temporary.replace(path / "status.json")
 
 
 def lock_run_folder(path: Path) -> IO[str]:

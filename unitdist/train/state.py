@@ -13,6 +13,7 @@ from unitdist.train.metrics import Record, TrainSums
 from unitdist.train.progress import Progress
 from unitdist.train.run_folder import RunFolder
 from unitdist.train.schedule import learning_rate_share, peak_learning_rate
+from unitdist.train.stopping import StopRequest
 from unitdist.train.tensorboard import Board
 
 
@@ -44,6 +45,7 @@ class Run:
     state: TrainState
     sums: TrainSums
     mixup: Any
+    stop: StopRequest
     average: WeightAverage | None = None
     monitor: ShiftMonitor | None = None
     record: Record | None = None
@@ -60,11 +62,11 @@ class Run:
         return min(all_steps, self.config.train.max_steps or all_steps)
 
 
-def current_learning_rate(run: Run) -> float:
-    """The learning rate of the step that `state.step` counts to next."""
+def learning_rate_of_step(run: Run, step: int) -> float:
+    """The learning rate of optimizer step `step`, counted from 0."""
     config = run.config
     peak = peak_learning_rate(config.optim, global_batch_size=config.data.global_batch_size)
     share = learning_rate_share(
-        config.schedule, step=run.state.step, steps_per_epoch=run.steps_per_epoch, epochs=config.train.epochs
+        config.schedule, step=step, steps_per_epoch=run.steps_per_epoch, epochs=config.train.epochs
     )
     return peak * share

@@ -8,10 +8,13 @@ from torch.func import functional_call
 from unitdist.data.batch import Loader
 from unitdist.errors import TrainingError
 from unitdist.train.engine import Engine
+from unitdist.train.stopping import StopRequest
 
 
 @torch.no_grad()
-def validate(engine: Engine, loader: Loader, *, state: dict[str, Tensor] | None = None) -> dict[str, float | int]:
+def validate(
+    engine: Engine, loader: Loader, *, stop: StopRequest | None = None, state: dict[str, Tensor] | None = None
+) -> dict[str, float | int]:
     """Top-1 and top-5 in percent, mean loss and count over the whole validation set, on every rank.
 
     Each image counts once: integer counts over `valid` images are summed over ranks, and their total must be the size
@@ -25,6 +28,8 @@ def validate(engine: Engine, loader: Loader, *, state: dict[str, Tensor] | None 
     counts = torch.zeros(3, dtype=torch.int64, device=engine.device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
     for batch in loader.iterate(0):
+        if stop is not None:
+            stop.check()
         images, labels, valid = (
             part.to(engine.device, non_blocking=True) for part in (batch.images, batch.labels, batch.valid)
         )

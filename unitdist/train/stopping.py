@@ -1,0 +1,61 @@
+"""Leaving in order: a signal to any rank stops all ranks after the same step, saved.
+
+SIGTERM and SIGUSR1 are what schedulers send before a time limit or a preemption. The handler only sets a flag; once a step
+the ranks agree on the largest flag. The exchange runs on the host (gloo) beside the step and is read one step
+later, so that it costs no synchronization with the device. A second signal leaves at once.
+"""
+
+import os
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from unitdist.errors import UnitdistError
+from unitdist.world import World
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(UnitdistError):
+    """The job was asked to stop, and all ranks agreed on it. What was reached is saved by the caller."""
+
+    exit_code = 75  # EX_TEMPFAIL: try again
+
+
+class StopRequest:
+    """Flag of this process and its agreement over ranks. Made on all ranks together; restores the old handlers on close."""
+
+    def __init__(self, world: World) -> None:
+        self._name = ""
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._agreed = torch.zeros(1, dtype=torch.int32)
+        self._pending: dist.Work | None = None
+        self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._name:
+            os._exit(128 + number)
+        self._name = signal.Signals(number).name
+
+    def check(self) -> None:
+        """Once per step (or validation batch), by all ranks. Raises Stopped on all of them in the same call."""
+        if self._group is None:
+            stop = bool(self._name)
+        else:
+            if self._pending is not None:
+                self._pending.wait()
+            stop = bool(self._agreed.item())
+            self._agreed.fill_(int(bool(self._name)))
+            self._pending = (
+                None if stop else dist.all_reduce(self._agreed, dist.ReduceOp.MAX, group=self._group, async_op=True)
+            )
+        if stop:
+            raise Stopped(self._name or "another rank was asked to stop")
+
+    def close(self) -> None:
+        if self._pending is not None:
+            self._pending.wait()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
