@@ -37,6 +37,15 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def settled_cpu_seconds() -> float:
+    """CPU time when nothing runs in the background: what a pipeline prepares ahead is counted as its own."""
+    before, now = -1.0, cpu_seconds()
+    while now - before > 0.003:
+        time.sleep(0.15)
+        before, now = now, cpu_seconds()
+    return now
+
+
 def noisy_set(source: Path, target: Path, *, sigma: float, count: int) -> float:
     """Copy images with sensor noise of the given standard deviation, quality 92; mean kB per file.
 
@@ -100,10 +109,12 @@ def graph_alone(config: DataConfig) -> Case:
 
 
 def python_alone(config: DataConfig) -> Case:
-    """What our loader adds to the graph: reading, headers, draws and windows, without DALI."""
+    """What our loader adds to a pipeline that reads files by itself: headers, draws, windows, handing over."""
 
     def batches() -> Iterator[object]:
         index = scan_image_folder(Path(config.path) / "train")
+        in_memory = [index.read(sample_id) for sample_id in range(len(index))]
+        object.__setattr__(index, "read", in_memory.__getitem__)  # the index is frozen for everybody else
         split = Split(
             config=config, source=index, world=World.single(), per_rank_batch_size=BATCH, seed=0, training=True
         )
@@ -116,6 +127,18 @@ def python_alone(config: DataConfig) -> Case:
                 images = [np.frombuffer(image, dtype=np.uint8) for image in batch.images]
                 yield [images, *graph_inputs(settings, geometry, batch.size_hw)]
             epoch += 1
+
+    return batches
+
+
+def file_reading(config: DataConfig) -> Case:
+    """Opening and reading the files, one after the other, which every loader has to do."""
+
+    def batches() -> Iterator[object]:
+        index = scan_image_folder(Path(config.path) / "train")
+        while True:
+            for start in range(0, len(index) // BATCH * BATCH, BATCH):
+                yield [index.read(sample_id) for sample_id in range(start, start + BATCH)]
 
     return batches
 
@@ -166,7 +189,10 @@ def torchvision_tensors(config: DataConfig) -> Case:
 
 
 def cpu_ms_per_image(cases: dict[str, Case], *, rounds: int, batches: int) -> dict[str, float]:
-    """Median over interleaved rounds, so that a busy moment of the machine meets all cases alike."""
+    """Median over interleaved rounds, so that a busy moment of the machine meets all cases alike.
+
+    batches should be whole epochs of the set: at an epoch's end nothing is prepared ahead, at its start more.
+    """
     streams = {name: case() for name, case in cases.items()}
     times: dict[str, list[float]] = {name: [] for name in cases}
     for stream in streams.values():
@@ -174,10 +200,11 @@ def cpu_ms_per_image(cases: dict[str, Case], *, rounds: int, batches: int) -> di
             next(stream)
     for _ in range(rounds):
         for name, stream in streams.items():
-            began = cpu_seconds()
+            began = settled_cpu_seconds()
             for _ in range(batches):
                 next(stream)
-            times[name].append(1000 * (cpu_seconds() - began) / (batches * BATCH))
+            settled = settled_cpu_seconds()
+            times[name].append(1000 * (settled - began) / (batches * BATCH))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -208,3 +235,25 @@ def stall_share(case: Case, loader_speed: float, batches: int) -> float:
         waited += time.perf_counter() - asked
         time.sleep(step_s)
     return waited / (time.perf_counter() - began)
+
+
+KINDS = (our_loader, graph_alone, file_reading, python_alone, torchvision_pil, torchvision_tensors)
+
+
+def print_report(root: Path, *, rounds: int, batches: int) -> None:
+    """Everything about the folder root, which holds train/<class>/, as a Markdown table and lines."""
+    print("| augmentation | our DALI loader | its graph | its reading | its Python | on Pillow | on tensors |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for augmentation in ("scale", "random_resized_crop"):
+        config = config_of(root, augmentation)
+        cost = cpu_ms_per_image({kind.__name__: kind(config) for kind in KINDS}, rounds=rounds, batches=batches)
+        print(f"| {augmentation} | {' | '.join(f'{value:.3f} ms' for value in cost.values())} |")
+        share, bare = cost["our_loader"] / cost["torchvision_pil"], cost["graph_alone"] + cost["file_reading"]
+        added = 100 * cost["python_alone"] / bare
+        print(f"  {share:.2f} of torchvision on Pillow; Python adds {added:.1f} % to graph and reading")
+    cases = {str(n): our_loader(config_of(root, "scale", num_threads=n)) for n in (1, 2)}
+    one_ms, two_ms = cpu_ms_per_image(cases, rounds=rounds, batches=batches).values()
+    one, two = (images_per_second(case, 16) for case in cases.values())
+    print(f"two threads: {2 * one_ms / two_ms:.2f} times one by CPU time, {two / one:.2f} times by the clock")
+    stalled = stall_share(cases["2"], two, 16)
+    print(f"a step 1.3 times slower than the loader waits {100 * stalled:.1f} % of the time (wall clock)")
