@@ -56,6 +56,13 @@ def test_norms_behind_a_convolution_are_folded_into_it() -> None:
     assert all(fold_unitization(build("mnist_mlp")).layers[3 * index + 1].into_convolution for index in range(11))
 
 
+def test_training_forms_of_the_blocks_fold_alike() -> None:
+    model = build("preact_resnet18", fold_residual=True, overlap_sync=True).double()
+    folded = fold_unitization(model)
+    assert folded.stages[0][0].norm2.into_convolution and model.stages[0][0].fold_residual
+    torch.testing.assert_close(folded(image(3, 45)), model(image(3, 45)), rtol=1e-9, atol=1e-9)
+
+
 def test_raw_input_that_two_layers_read_is_not_scaled() -> None:
     model = build("preact_resnet18", stem_norm=True)
     folded = fold_unitization(model)

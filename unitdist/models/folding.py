@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from unitdist.errors import CheckpointError, ConfigError
 from unitdist.layers import Unitization1d, Unitization2d, missing_norm_divisors
 from unitdist.layers.convert import UnitizationAct2d
+from unitdist.models.preact_resnet import PreactBlock
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +88,9 @@ def fold_unitization(model: nn.Module) -> nn.Module:
     if unknown:
         raise CheckpointError(f"cannot fold: the norm divisor of {unknown[0]} is not known ({len(unknown)} in all)")
     folded = copy.deepcopy(model).eval()
+    for module in folded.modules():
+        if isinstance(module, PreactBlock):  # forms for training, which tracing cannot follow
+            module.fold_residual = module.overlap_sync = False
     feeds = _feeding_layers(folded)
     named = list(folded.named_modules(remove_duplicate=False))  # a layer that is used in two places has two names
     layers = [(name, module) for name, module in named if isinstance(module, UnitizationLayer)]
@@ -135,7 +139,7 @@ def _feeding_layers(model: nn.Module) -> dict[str, str]:
     try:
         graph = _LeafTracer().trace(model)
     except Exception as error:  # tracing runs the network's own code, which may raise anything
-        _log.warning("not folded into convolutions: %s cannot be traced (%s)", type(model).__name__, error)
+        _log.warning("not folded into convolutions: %s cannot be traced (%r)", type(model).__name__, error)
         return {}
     modules = dict(model.named_modules(remove_duplicate=False))
     calls = [node for node in graph.nodes if node.op == "call_module"]

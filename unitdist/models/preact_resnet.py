@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -51,7 +51,7 @@ class NetShape:
     """Channels of the blocks' 3x3 convolutions; a bottleneck stage puts out 4 times as many."""
 
 
-class _PreactBlock(nn.Module):
+class PreactBlock(nn.Module):
     """How a block begins and ends; BasicBlock and BottleneckBlock say what is between.
 
     A block takes its input as x, or as the two terms of the sum x + residual, and puts out a sum, or with
@@ -89,10 +89,8 @@ class _PreactBlock(nn.Module):
     def go_on(self, norm: nn.Module, relu: nn.Module, conv: nn.Conv2d, x_nchw: Tensor) -> Tensor:
         """conv(relu(norm(x)))."""
         if self.overlap_sync and isinstance(norm, Unitization2d):
-            out = normalize_and_convolve(norm, conv, x_nchw)
-        else:
-            out = conv(relu(norm(x_nchw)))
-        assert isinstance(out, Tensor)
+            return cast("Tensor", normalize_and_convolve(norm, conv, x_nchw))
+        out: Tensor = conv(relu(norm(x_nchw)))
         return out
 
     def end(self, out_nchw: Tensor, shortcut_nchw: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -100,7 +98,7 @@ class _PreactBlock(nn.Module):
         return (out_nchw, shortcut_nchw) if self.fold_residual else out_nchw + shortcut_nchw
 
 
-class BasicBlock(_PreactBlock):
+class BasicBlock(PreactBlock):
     """x + conv3x3(relu(norm(conv3x3/stride(relu(norm(x)))))), with a 1x1 projection of x where the shape changes."""
 
     expansion: ClassVar[int] = 1
@@ -120,7 +118,7 @@ class BasicBlock(_PreactBlock):
         return self.end(out, shortcut)
 
 
-class BottleneckBlock(_PreactBlock):
+class BottleneckBlock(PreactBlock):
     """x + conv1x1(relu(norm(conv3x3(relu(norm(conv1x1(relu(norm(x))))))))), four times `width` channels out."""
 
     expansion: ClassVar[int] = 4
