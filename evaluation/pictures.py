@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from evaluation.report import ProtocolResult
 
@@ -64,25 +66,53 @@ def _bars(axes: Axes, classes: np.ndarray, accuracy_k: np.ndarray, result: Proto
 
 
 def _confusion(result: ProtocolResult) -> Figure:
-    count_k1 = result.confusion_kk.sum(axis=1, keepdims=True)
-    share_kk = 100 * result.confusion_kk / np.maximum(count_k1, 1)
     classes = len(result.class_names)
-    side = 9.0 if classes > NAMED_CLASSES else max(5.0, 2.2 + 0.3 * classes)
-    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(share_kk, cmap="Blues", vmin=0, vmax=100, interpolation="nearest" if classes <= 200 else "antialiased")
-    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
-    axes.set_title(f"Confusion, {result.name}: {int(result.confusion_kk.sum())} images", fontsize=10)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    if classes <= NAMED_CLASSES:
-        names = [_short(name) for name in result.class_names]
-        axes.set_xticks(range(classes), names, rotation=90, fontsize=8)
-        axes.set_yticks(range(classes), names, fontsize=8)
-        for row, column in zip(*np.nonzero(result.confusion_kk), strict=True):
-            color = "white" if share_kk[row, column] > 55 else "black"
-            axes.text(column, row, str(result.confusion_kk[row, column]), ha="center", va="center", fontsize=7, color=color)
+    title = f"Confusion, {result.name}: {int(result.confusion_kk.sum())} images"
+    if classes > NAMED_CLASSES:
+        figure = Figure(figsize=(14, 8), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+        # Colour by the square root: a share of a few percent must still be seen among a thousand classes.
+        image = left.imshow(_shares(result), cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="antialiased")
+        _most_confused(right, result)
+    else:
+        side = max(5.0, 2.2 + 0.3 * classes)
+        figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+        left = figure.add_subplot()
+        image = left.imshow(_shares(result), cmap="Blues", vmin=0, vmax=100)
+        _name_cells(left, result)
+    figure.colorbar(image, ax=left, label="% of the true class", shrink=0.8)
+    left.set_title(title, fontsize=10)
+    left.set_xlabel("predicted class")
+    left.set_ylabel("true class")
     return figure
+
+
+def _shares(result: ProtocolResult) -> np.ndarray:
+    return np.asarray(100 * result.confusion_kk / np.maximum(result.confusion_kk.sum(axis=1, keepdims=True), 1))
+
+
+def _name_cells(axes: Axes, result: ProtocolResult) -> None:
+    names = [_short(name) for name in result.class_names]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    share_kk = _shares(result)
+    for row, column in zip(*np.nonzero(result.confusion_kk), strict=True):
+        color = "white" if share_kk[row, column] > 55 else "black"
+        axes.text(column, row, str(result.confusion_kk[row, column]), ha="center", va="center", fontsize=7, color=color)
+
+
+def _most_confused(axes: Axes, result: ProtocolResult, pairs: int = 30) -> None:
+    errors_kk = result.confusion_kk - np.diag(np.diag(result.confusion_kk))
+    most = [int(place) for place in np.argsort(-errors_kk, axis=None, kind="stable")[:pairs] if errors_kk.flat[place]]
+    places = np.arange(len(most))[::-1]
+    names = [[_short(result.class_names[label]) for label in divmod(pair, len(result.class_names))] for pair in most]
+    axes.barh(places, [errors_kk.flat[pair] for pair in most], color=ORANGE, height=0.7)
+    axes.set_yticks(places, [f"{true}, taken for {predicted}" for true, predicted in names], fontsize=8)
+    axes.set_ylim(-0.7, len(most) - 0.3)
+    axes.set_xlabel("images")
+    axes.set_title("the most frequent confusions", fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="x", alpha=0.3)
 
 
 def _calibration(result: ProtocolResult) -> Figure:
