@@ -40,8 +40,8 @@ _Yaml.add_implicit_resolver(
     re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
     list("-+.0123456789"),
 )
-_Yaml.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
-_Yaml.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node)))
+_Yaml.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Yaml.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
@@ -197,7 +197,7 @@ def _pairs(node: Any, file: Path, prefix: str) -> Iterator[tuple[str, str, Any]]
 def _value(node: Any, file: Path) -> Any:
     loader = _Yaml("")
     try:
-        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node, deep=True)
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{file}:{node.start_mark.line + 1}: {error.problem}") from None
 

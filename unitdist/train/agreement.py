@@ -37,9 +37,9 @@ def agreed(world: World) -> Iterator[None]:
     for rank, outcome in enumerate(outcomes):
         if outcome is not None:
             kind, message = outcome
-            error = kind(message)
-            error.speaker = rank
-            raise error from own
+            agreed_error = kind(message)
+            agreed_error.speaker = rank
+            raise agreed_error from own
 
 
 def from_rank_zero(world: World, make: Callable[[], T]) -> T:

@@ -29,7 +29,8 @@ class StopRequest:
 
     def __init__(self, world: World) -> None:
         self._name = ""
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._alone = world.size == 1
+        self._group = None if self._alone else dist.new_group(backend="gloo")
         self._agreed = torch.zeros(1, dtype=torch.int32)
         self._pending: dist.Work | None = None
         self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
@@ -41,21 +42,21 @@ class StopRequest:
 
     def check(self) -> None:
         """Once per step (or validation batch), by all ranks. Raises Stopped on all of them in the same call."""
-        if self._group is None:
+        if self._alone:
             stop = bool(self._name)
         else:
             if self._pending is not None:
                 self._pending.wait()
             stop = bool(self._agreed.item())
             self._agreed.fill_(int(bool(self._name)))
-            self._pending = (
-                None if stop else dist.all_reduce(self._agreed, dist.ReduceOp.MAX, group=self._group, async_op=True)
-            )
+            self._pending = None if stop else self._exchange()
         if stop:
             raise Stopped(self._name or "another rank was asked to stop")
 
+    def _exchange(self) -> dist.Work | None:
+        assert isinstance(self._group, dist.ProcessGroup)
+        return dist.all_reduce(self._agreed, dist.ReduceOp.MAX, group=self._group, async_op=True)
+
     def close(self) -> None:
-        if self._pending is not None:
-            self._pending.wait()
         for number, handler in self._previous.items():
             signal.signal(number, handler)

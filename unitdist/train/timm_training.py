@@ -14,8 +14,10 @@ def build_timm_optimizer(
     from timm.optim import Lamb, Lars
 
     if name == "lars":
-        return Lars(groups, lr=learning_rate, momentum=momentum)
-    return Lamb(groups, lr=learning_rate, betas=betas)
+        lars: torch.optim.Optimizer = Lars(groups, lr=learning_rate, momentum=momentum)
+        return lars
+    lamb: torch.optim.Optimizer = Lamb(groups, lr=learning_rate, betas=betas)
+    return lamb
 
 
 def build_mixup(*, mixup_alpha: float, cutmix_alpha: float, label_smoothing: float, num_classes: int) -> Any | None:
