@@ -40,14 +40,16 @@ def build_nets(group: dist.ProcessGroup) -> dict[str, object]:
         norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         channels = 3 if name.startswith("timm") else 1
         x_nchw = torch.randn(3, channels, 28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        loss = copy.deepcopy(model)(x_nchw).square().mean()
+        parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
+        loss = parallel(x_nchw).square().mean()
+        loss.backward()
         alone = build_model(config, image_size_px=28, sync=False).double()
         alone.load_state_dict(model.state_dict())
         loss_alone = alone(x_nchw).square().mean()
         kinds[name] = {
             "all synced": all(isinstance(norm, SyncedBatchNorm) for norm in norms) and len(norms) > 0,
-            "group": {norm._group_name for norm in norms} == {group.group_name},
-            "alone synced": any(isinstance(module, nn.SyncBatchNorm) for module in alone.modules()),
+            "group": {norm.group_name for norm in norms} == {group.group_name},
+            "alone synced": any(isinstance(module, SyncedBatchNorm) for module in alone.modules()),
             "keys": list(model.state_dict()) == list(alone.state_dict()),
             "pickled": type(pickle.loads(pickle.dumps(norms[0]))).__name__,
             "loss": float(loss.detach()),
