@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from unitdist.config_file import describe_keys, dump_config, load_config  # noqa: E402
 from unitdist.train.agreement import reporting_errors  # noqa: E402
 from unitdist.train.parent import end_with_parent  # noqa: E402
-from unitdist.world import World  # noqa: E402
+from unitdist.world import World, announce_world  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,7 +40,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    world = World.from_environment()
+    with reporting_errors(World.single(), debug=arguments.debug):
+        world = announce_world()
     if world.size > 1:
         end_with_parent()
     overrides = [*arguments.overrides, *([f"data.path={arguments.data_dir}"] if arguments.data_dir else [])]
