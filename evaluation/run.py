@@ -272,7 +272,8 @@ def _fingerprint(
 
 
 def _threads(options: EvaluationOptions, world: World) -> int:
-    return options.num_threads or max(1, len(os.sched_getaffinity(0)) // world.local_size)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return options.num_threads or max(1, cores // world.local_size)
 
 
 def build_decoders(

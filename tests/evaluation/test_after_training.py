@@ -1,0 +1,53 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from evaluation.after_training import evaluate_run
+from unitdist.config import Config, DataConfig, EvaluationConfig
+from unitdist.config_file import config_from_dict, config_to_dict
+from unitdist.errors import ConfigError
+from unitdist.train.checkpoint import read_checkpoint, save_checkpoint
+from unitdist.world import World
+
+
+@pytest.fixture
+def finished_run(checkpoint: Path, small_val: Path, tmp_path: Path) -> tuple[Config, Path]:
+    """Config and folder of a training that has ended; its data folder holds `holdout` as validation split."""
+    content = read_checkpoint(checkpoint)
+    trained = config_from_dict(content["config"])
+    data = dataclasses.replace(trained.data, path=str(tmp_path / "data"), val_split="holdout", loader="torchvision", num_threads=1)
+    section = EvaluationConfig(protocols=("single", "crops"), scales_px=(32, 40), crop_px=32, average="logits")
+    config = dataclasses.replace(trained, data=data, evaluation=section)
+    shutil.copytree(small_val, tmp_path / "data" / "holdout")
+    (tmp_path / "run").mkdir()
+    save_checkpoint(tmp_path / "run" / "best.pt", {**content, "config": config_to_dict(config)})
+    return config, tmp_path / "run"
+
+
+def test_the_protocols_of_the_config_are_run_on_the_best_checkpoint(
+    finished_run: tuple[Config, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = finished_run
+    evaluate_run(config, folder, World.single())
+    report = json.loads((folder / "evaluation" / "report.json").read_text())
+    assert list(report["protocols"]) == ["single", "crops"]
+    assert report["count"] == 34
+    assert report["protocols"]["crops"]["views"] == 12
+    assert report["protocols"]["crops"]["average"] == "logits"
+    assert report["protocols"]["single"]["scales"][0]["scale_px"] == 37  # data.val_resize_px
+    assert "single: cifar_resnet20, unitization; 34 images" in capsys.readouterr().out
+
+
+def test_a_data_set_without_images_files_is_refused(finished_run: tuple[Config, Path]) -> None:
+    _, folder = finished_run
+    config = Config(
+        data=DataConfig(
+            path="data", dataset="cifar10", loader="resident", image_size_px=32, val_resize_px=32, augmentation="pad_crop_flip"
+        ),
+        evaluation=EvaluationConfig(protocols=("single",)),
+    )
+    with pytest.raises(ConfigError, match="evaluation.protocols: single need data.dataset: image_folder, not cifar10"):
+        evaluate_run(config, folder, World.single())
