@@ -194,6 +194,8 @@ class DataConfig:
         for key in ("randaugment_operations", "randaugment_magnitude"):
             _require(0 <= getattr(self, key) <= 10, f"data.{key}", "in 0..10", getattr(self, key))
         _require(0 <= self.erasing_probability <= 1, "data.erasing_probability", "in [0, 1]", self.erasing_probability)
+        if self.dataset != "image_folder" and self.source != "folder":
+            raise ConfigError(f"data.source: {self.source} is for data.dataset: image_folder, not {self.dataset}")
         if self.dataset != "image_folder" and (self.randaugment_operations or self.erasing_probability):
             raise ConfigError(f"data.randaugment_operations and data.erasing_probability are not for data.dataset: {self.dataset}")
         _require(0 <= self.max_broken_share <= 1, "data.max_broken_share", "in [0, 1]", self.max_broken_share)

@@ -85,6 +85,10 @@ def test_fingerprint_is_that_of_the_data_and_not_of_the_world(
         ({"augmentation": "pad_crop_flip"}, "data.augmentation: pad_crop_flip is not for data.dataset: image_folder"),
         ({"dataset": "mnist", "loader": "resident"}, "data.augmentation: scale is not for data.dataset: mnist"),
         ({"dataset": "mnist", "augmentation": "none"}, "data.loader: dali cannot read data.dataset: mnist"),
+        (
+            {"dataset": "mnist", "loader": "resident", "augmentation": "none", "source": "tfrecord"},
+            "data.source: tfrecord is for data.dataset: image_folder, not mnist",
+        ),
         ({"randaugment_magnitude": 11}, r"data.randaugment_magnitude: must be in 0\.\.10, got 11"),
         ({"max_image_megapixels": 0}, "data.max_image_megapixels: must be >= 1, got 0"),
         ({"num_threads": 0}, "data.num_threads: must be >= 1, got 0"),

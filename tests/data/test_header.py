@@ -82,3 +82,21 @@ def test_one_header_costs_less_than_30_microseconds() -> None:
     for _ in range(2000):
         image_size(data)
     assert (time.process_time() - began) / 2000 < 30e-6
+
+
+def test_any_bytes_give_a_size_or_are_unreadable() -> None:
+    random = np.random.default_rng(1)
+    outcomes = {"size": 0, "unreadable": 0}
+    for data in WHOLE.values():
+        for _ in range(300):
+            bytes_ = bytearray(data[: int(random.integers(1, min(len(data), 400)))] + data[-2:])
+            for at in random.integers(0, len(bytes_), 6):
+                bytes_[at] = int(random.integers(0, 256))
+            bytes_[:2] = data[:2]
+            try:
+                height, width = image_size(bytes(bytes_))
+                assert height >= 0 and width >= 0
+                outcomes["size"] += 1
+            except UnreadableImage:
+                outcomes["unreadable"] += 1
+    assert min(outcomes.values()) > 100
