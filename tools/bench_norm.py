@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch  # noqa: E402
 from measurement import environment, write_json  # noqa: E402
 from norm_benchmark import Settings, run_benchmark  # noqa: E402
-from norm_candidates import RESNET101_SHAPES  # noqa: E402
+from norm_candidates import CANDIDATES, RESNET101_SHAPES  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -25,8 +25,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds, medians are reported")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--memory-format", choices=FORMATS, default="channels_last")
-    parser.add_argument("--compiled", action="store_true", help="also Inductor's forms")
-    parser.add_argument("--naive", action="store_true", help="also the two composites that autograd differentiates")
+    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=["unitization", "batchnorm", "composite", "literal"])
     parser.add_argument("--parts", nargs="+", choices=("forward", "backward", "both"), default=["both"])
     parser.add_argument("--graph", action="store_true", help="CUDA: replay CUDA graphs, without launch overhead")
     parser.add_argument("--shapes", type=int, default=len(RESNET101_SHAPES), help="only the first so many shapes")
@@ -42,12 +41,12 @@ def main() -> int:
         return 0
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    names = ["unitization", "batchnorm"]
-    names += ["unitization_compiled", "batchnorm_compiled"] if options.compiled else []
-    names += ["composite", "literal"] if options.naive else []
-    formats = FORMATS[options.memory_format]
-    settings = Settings(device, DTYPES[options.dtype], options.samples, options.rounds, names, formats, options.parts, options.graph)
-    result = run_benchmark(settings._replace(shapes=RESNET101_SHAPES[: options.shapes]))
+    names = ["unitization", "batchnorm", *(name for name in options.candidates if name not in ("unitization", "batchnorm"))]
+    settings = Settings(
+        device, DTYPES[options.dtype], options.samples, options.rounds, names, FORMATS[options.memory_format],
+        options.parts, options.graph, RESNET101_SHAPES[: options.shapes],
+    )  # fmt: skip
+    result = run_benchmark(settings)
     write_json(options.json, {"environment": environment(device), **result})
     return 0
 

@@ -21,12 +21,12 @@ step() {
 }
 
 step gpu_tests 90 "$python" -m pytest -p no:cacheprovider -o addopts= -q -m gpu tests/kernels/test_triton_nhwc.py
-step norm_graph_256 60 "$python" tools/bench_norm.py --samples 256 --dtype bf16 --graph --rounds 7 \
+step norm_graph_256 60 "$python" tools/bench_norm.py --samples 256 --dtype bf16 --graph --rounds 7 --candidates unitization batchnorm \
     --parts forward backward both --json "$out/norm_graph_256.json"
-step norm_graph_64 45 "$python" tools/bench_norm.py --samples 64 --dtype bf16 --graph --rounds 7 \
+step norm_graph_64 45 "$python" tools/bench_norm.py --samples 64 --dtype bf16 --graph --rounds 7 --candidates unitization batchnorm \
     --parts forward backward both --json "$out/norm_graph_64.json"
-step norm_eager_256 60 "$python" tools/bench_norm.py --samples 256 --dtype bf16 --rounds 5 --compiled --naive --shapes 4 \
-    --json "$out/norm_eager_256.json"
+step norm_eager_256 60 "$python" tools/bench_norm.py --samples 256 --dtype bf16 --rounds 5 --shapes 4 \
+    --candidates unitization unitization_compiled batchnorm batchnorm_compiled composite literal --json "$out/norm_eager_256.json"
 step step_eager 90 "$python" tools/bench_step.py --batch 64 256 --rounds 3 \
     --norms unitization unitization_folded batchnorm naive timm --json "$out/step_eager.json"
 step step_graph 90 "$python" tools/bench_step.py --batch 64 256 --rounds 3 --modes graph \

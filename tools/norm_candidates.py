@@ -18,6 +18,8 @@ RESNET101_SHAPES = (
     (256, 14, 45), (1024, 14, 23), (512, 14, 1), (512, 7, 5), (2048, 7, 3),
 )  # fmt: skip
 
+CANDIDATES = ("unitization", "unitization_compiled", "batchnorm", "batchnorm_compiled", "composite", "literal")
+
 Function = Callable[[Tensor], Tensor]
 ERROR_LIMIT = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 

@@ -6,6 +6,7 @@ made full of NaN beforehand, so that a place left out is seen.
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,7 +135,8 @@ def main() -> None:
     results: dict[str, Any] = {"running": running_statistics()}
     for index, shape in enumerate(SHAPES):
         for dtype in DTYPES:
-            relu, residual, batch = index % 2 == 0, index % 3 == 0, index % 5 != 0
+            values = math.prod(shape) // shape[1]  # of one there is no variance, and no gradient to compare with
+            relu, residual, batch = index % 2 == 0, index % 3 == 0, index % 5 != 0 and values > 1
             results[f"{shape} {dtype}"] = case(shape, dtype, relu, residual, batch, mean=1.0)
     for dtype in DTYPES:
         for relu in (True, False):

@@ -181,6 +181,7 @@ def test_opcheck_of_norm_and_convolution() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch 2.11's Inductor
 def test_compiled_pieces_equal_the_plain_layer() -> None:
     plain = moved(6, torch.float32, activation="relu")
     compiled = compile_norms(nn.Sequential(copy.deepcopy(plain)))[0]

@@ -4,8 +4,8 @@ Axes: n samples, c channels. x is (N, C, *spatial) of any floating type and memo
 caller's work lies between the passes: the sums of the first and third pass are what ranks exchange.
 
 - `triton_nhwc`: CUDA, channels_last (or vectors), float32, bfloat16, float16.
-- `compiled`: where the caller asks for it, dense tensors of 4 axes.
-- `plain`: everything else; on the CPU in torch's own vectorized kernels.
+- `plain`: everything else; its passes over the tensor are torch's own vectorized kernels on the CPU, or Inductor's where
+  the caller asks for `compiled`.
 """
 
 import warnings
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from unitdist.functional.unitization import GradientTables
-from unitdist.kernels import compiled as compiled_form
 from unitdist.kernels import plain
 from unitdist.kernels.parameters import Parameters, Saved
 from unitdist.kernels.plain import Statistics
@@ -30,7 +29,9 @@ def moments(x: Tensor, residual: Tensor | None, compiled: bool) -> tuple[Tensor,
     Returns x + residual in x's type and format (x itself without a residual), its mean and centred sum of
     squares per sample and channel (N, C), and `pack_moments` of these samples (float64, 2C+1), to be summed over ranks.
     """
-    return _form(x, compiled).moments(x, residual)  # type: ignore[no-any-return]
+    if _takes_triton(x, compiled):
+        return _triton_form().moments(x, residual)  # type: ignore[no-any-return]
+    return plain.moments(x, residual, compiled)
 
 
 def normalize(
@@ -46,15 +47,19 @@ def normalize(
     `statistics`: the packed sums of all ranks, or (mean_c, var_c). Returns y in x's type and format, mean_c, var_c
     and p_k (N,).
     """
-    form = _form(x, compiled)
-    return form.normalize(x, mean_nc, centred_nc, statistics, parameters)  # type: ignore[no-any-return]
+    arguments = (x, mean_nc, centred_nc, statistics, parameters)
+    if _takes_triton(x, compiled):
+        return _triton_form().normalize(*arguments)  # type: ignore[no-any-return]
+    return plain.normalize(*arguments, compiled)
 
 
 def gradients(
     grad_y: Tensor, x: Tensor, saved: Saved, parameters: Parameters, compiled: bool
 ) -> tuple[GradientTables, Any]:
     """Third pass: reads x and dy, masks dy by the recomputed ReLU. Returns the tables, and what the fourth takes."""
-    return _form(x, compiled).gradients(grad_y, x, saved, parameters)  # type: ignore[no-any-return]
+    if _takes_triton(x, compiled):
+        return _triton_form().gradients(grad_y, x, saved, parameters)  # type: ignore[no-any-return]
+    return plain.gradients(grad_y, x, saved, parameters, compiled)
 
 
 def input_gradient(
@@ -72,8 +77,10 @@ def input_gradient(
     `carry`: from `gradients`. `sums_2c`: (m G1, m G2) of all ranks, None where mean and variance were constants.
     `skip_gradient`: a gradient of x from elsewhere, added in the same store.
     """
-    form = _form(x, compiled)
-    return form.input_gradient(carry, x, saved, parameters, norm_n, sums_2c, skip_gradient)  # type: ignore[no-any-return]
+    arguments = (carry, x, saved, parameters, norm_n, sums_2c, skip_gradient)
+    if _takes_triton(x, compiled):
+        return _triton_form().input_gradient(*arguments)  # type: ignore[no-any-return]
+    return plain.input_gradient(*arguments, compiled)
 
 
 def update_running_statistics(
@@ -102,17 +109,14 @@ def update_running_statistics(
     running_var.lerp_(unbiased_c.to(dtype), weight)
 
 
-def _form(x: Tensor, compiled: bool) -> ModuleType:
-    if compiled and compiled_form.takes(x):
-        return compiled_form
-    if not x.is_cuda:
-        return plain
-    triton_nhwc = _triton_form()
-    if triton_nhwc.takes(x):
-        return triton_nhwc
+def _takes_triton(x: Tensor, compiled: bool) -> bool:
+    if compiled or not x.is_cuda:
+        return False
+    if _triton_form().takes(x):
+        return True
     if x.numel() > 0:
         _say_slow(x.dim(), x.dtype)
-    return plain
+    return False
 
 
 @cache
