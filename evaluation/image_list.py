@@ -173,5 +173,5 @@ def _header(path: Path) -> tuple[int, int] | str:
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"no readable image header ({type(error).__name__})"

@@ -1,12 +1,16 @@
 """Finished work on disk, so that an interrupted evaluation goes on where it stopped, on any number of ranks.
 
-    OUTPUT/partial/fingerprint.json         what the scores belong to; another network, data or option is refused
-    OUTPUT/partial/<pass>/chunk_00012.npz   scores of one chunk of images at one scale
-    OUTPUT/partial/<pass>.npz               scores of all images: the scale is finished, its chunks are gone
+    OUTPUT/partial/fingerprint.json              what the scores belong to; another network, data or option is refused
+    OUTPUT/partial/<id>/<pass>/chunk_00012.npz   scores of one chunk of images at one scale
+    OUTPUT/partial/<id>/<pass>.npz               scores of all images: the scale is finished, its chunks are gone
+
+<id> is a digest of the fingerprint: where nodes have an OUTPUT of their own each, a rank can never take up scores that
+an earlier evaluation left there.
 
 The folder may be deleted when the report is there.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -32,7 +36,7 @@ class Scored:
 
 
 class PartialScores:
-    """The folder above; without a folder nothing is kept."""
+    """The folder OUTPUT/partial/<id>; without a folder nothing is kept."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -80,12 +84,14 @@ class PartialScores:
         return self._folder / (f"{plan.name}.npz" if chunk is None else f"{plan.name}/chunk_{chunk:05d}.npz")
 
 
-def open_partial(folder: Path, fingerprint: Fingerprint, resume: bool) -> None:
+def open_partial(folder: Path, fingerprint: Fingerprint, resume: bool) -> Path:
     """Make the folder ready: keep its scores if `resume` and the fingerprints agree, empty it if not `resume`.
 
-    To be called by one process. Raises ConfigError when the scores belong to another evaluation, naming the first difference.
+    Returns the folder of this fingerprint's scores. To be called by one process. Raises ConfigError when the scores belong to
+    another evaluation, naming the first difference.
     """
     note = folder / "fingerprint.json"
+    scores = folder / hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
     if resume and note.exists():
         try:
             kept = json.loads(note.read_text(encoding="utf-8"))
@@ -97,10 +103,11 @@ def open_partial(folder: Path, fingerprint: Fingerprint, resume: bool) -> None:
                     f"--resume: the scores in {folder} belong to another evaluation: {key} was {kept.get(key)!r}, is now "
                     f"{fingerprint.get(key)!r}; give another --output, or leave --resume out to start again"
                 )
-        return
+        return scores
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         note.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output: cannot write {folder}: {error.strerror or error}") from None
+    return scores

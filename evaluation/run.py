@@ -113,8 +113,9 @@ def _evaluate(
         require_same_labels(images, network.class_to_idx, num_outputs)
     pixels_per_forward = (options.views_per_forward or VIEWS_PER_FORWARD.get(device.type, 16)) * views.crop_px**2
     fingerprint = ranks.from_main(lambda: _fingerprint(network, images, options, views, device, pixels_per_forward))
+    kept = None
     if folder is not None:
-        ranks.from_main(lambda: open_partial(folder / "partial", fingerprint, options.resume))
+        kept = ranks.from_main(lambda: open_partial(folder / "partial", fingerprint, options.resume))
     progress = Progress(shown=ranks.world.is_main)
     scorer = Scorer(
         network.model,
@@ -138,7 +139,7 @@ def _evaluate(
                 scorer=scorer,
                 build_decoder=build_decoders(options, views.crop_px, device, _threads(options, ranks.world)),
                 ranks=ranks,
-                partial=PartialScores(None if folder is None else folder / "partial"),
+                partial=PartialScores(kept),
                 images_per_chunk=options.images_per_chunk,
                 skip_broken=options.on_broken == "skip",
                 progress=progress,

@@ -50,7 +50,7 @@ class TorchvisionDecoder:
         try:
             with Image.open(io.BytesIO(encoded.content)) as file:
                 image = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # PIL raises each of these for damaged files
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL raises each of these for damaged files
             return str(error) or type(error).__name__
         return {plan.name: pass_pixels(image, plan, self._crop_px) for plan in self._passes}
 

@@ -87,7 +87,7 @@ def test_all_means_every_protocol(tiny_net: nn.Module, small_val: Path) -> None:
 
 def test_every_view_has_the_same_weight(tiny_net: nn.Module, small_val: Path, tmp_path: Path) -> None:
     run(tiny_net, small_val, tmp_path, "crops", save_scores=True)
-    partial = PartialScores(tmp_path / "partial")
+    partial = PartialScores(next(path for path in (tmp_path / "partial").iterdir() if path.is_dir()))
     parts = [partial.load(Pass(kind="crops", scale_px=scale, views=views)) for scale, views in ((32, 2), (40, 10))]
     assert parts[0] is not None and parts[1] is not None
     expected = (2 * parts[0].scores_bk.astype(np.float64) + 10 * parts[1].scores_bk) / 12
@@ -176,7 +176,7 @@ def test_resuming_needs_a_folder(tiny_net: nn.Module, small_val: Path) -> None:
 
 def test_damaged_partial_scores_are_named(tiny_net: nn.Module, small_val: Path, tmp_path: Path) -> None:
     run(tiny_net, small_val, tmp_path, "single")
-    (tmp_path / "partial/crops_40px_1views.npz").write_bytes(b"PK damaged")
+    next((tmp_path / "partial").glob("*/crops_40px_1views.npz")).write_bytes(b"PK damaged")
     with pytest.raises(DataError, match="crops_40px_1views.npz is damaged .*; delete it and resume again"):
         run(tiny_net, small_val, tmp_path, "single", resume=True)
 
