@@ -159,7 +159,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             num_seeds=1,
             kind="distance",
             num_train=6000,
-            note="Not the paper's experiment: another data set, another net, 6000 images, 40 epochs, 100 critic steps.",
+            note="Not the paper's experiment: another data set, another net, 6000 images, 16 epochs, 40 critic steps.",
         ),
     )
 }
