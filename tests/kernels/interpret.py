@@ -5,6 +5,7 @@ which test_unitization.py (functional) compares with the literal algorithms. Eve
 made full of NaN beforehand, so that a place left out is seen.
 """
 
+import copy
 import json
 import math
 import sys
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unitdist.kernels import plain, triton_nhwc
+from unitdist import Unitization2d
+from unitdist.kernels import passes, plain, triton_nhwc
 from unitdist.kernels.parameters import Parameters, Saved
+from unitdist.layers import normalize_and_convolve
 
 SHAPES = [
     (1, 1, 1, 1), (1, 1, 5, 3), (2, 1, 3, 3), (1, 7, 1, 9), (3, 5, 4, 7), (2, 64, 7, 7), (5, 65, 3, 3), (2, 130, 3, 3),
@@ -124,15 +127,47 @@ def running_statistics() -> dict[str, float]:
             start = torch.randn(1500), torch.rand(1500), torch.tensor(4)
             have, want = ([tensor.clone() for tensor in start] for _ in range(2))
             triton_nhwc.update_running_statistics(mean, var, packed, *have, momentum)
-            from unitdist.kernels import passes
-
             passes.update_running_statistics(mean, var, packed, *want, momentum)
             errors[f"{momentum} {count}"] = max(relative_error(a, b) for a, b in zip(have, want, strict=True))
     return errors
 
 
+def layer_errors() -> dict[str, float]:
+    """The whole layer, operator and autograd included, on the kernels against itself on the plain path."""
+    originals, errors = passes._takes_triton, {}
+    for residual in (False, True):
+        for training in (True, False):
+            torch.manual_seed(0)
+            plain_layer = Unitization2d(20, activation="relu", norm_divisor=30).train(training)
+            for parameter in plain_layer.parameters():
+                torch.nn.init.normal_(parameter)
+            conv = torch.nn.Conv2d(20, 4, 1)
+            x, addend = (torch.randn(3, 20, 5, 6).contiguous(memory_format=torch.channels_last) for _ in range(2))
+            results = []
+            for takes in (lambda x, compiled: triton_nhwc.takes(x), originals):
+                passes._takes_triton = takes
+                for one_node in (False, True):
+                    layer = copy.deepcopy(plain_layer)
+                    leaves = [x.clone().requires_grad_(), *layer.parameters(), addend.clone().requires_grad_()]
+                    extra = [leaves[-1]] if residual else []
+                    if one_node:
+                        out = normalize_and_convolve(layer, conv, leaves[0], *extra)
+                    else:
+                        out = layer(leaves[0], *extra)
+                        out = (conv(out[0]), out[1]) if residual else conv(out)
+                    loss = (out[0].square().sum() + out[1].pow(3).sum()) if residual else out.square().sum()
+                    grads = torch.autograd.grad(loss, leaves if residual else leaves[:-1])
+                    results.append([loss.detach(), *grads, layer.running_mean, layer.running_var])
+            want = results[2]
+            for name, have in (("layer", results[0]), ("one node", results[1])):
+                worst = max(relative_error(a, b) for a, b in zip(have, want, strict=True))
+                errors[f"{name} residual={residual} training={training}"] = worst
+    passes._takes_triton = originals
+    return errors
+
+
 def main() -> None:
-    results: dict[str, Any] = {"running": running_statistics()}
+    results: dict[str, Any] = {"running": running_statistics(), "layer": layer_errors()}
     for index, shape in enumerate(SHAPES):
         for dtype in DTYPES:
             values = math.prod(shape) // shape[1]  # of one there is no variance, and no gradient to compare with

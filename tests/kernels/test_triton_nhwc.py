@@ -72,6 +72,11 @@ def test_running_statistics(interpreted: Any) -> None:
     assert max(interpreted["running"].values()) < 1e-6
 
 
+def test_layer_and_one_node_on_the_kernels_equal_the_plain_path(interpreted: Any) -> None:
+    assert len(interpreted["layer"]) == 8
+    assert {name: error for name, error in interpreted["layer"].items() if not error < 2e-5} == {}
+
+
 def test_every_kernel_compiles_for_sm_90_with_vectorized_loads(tmp_path: Path) -> None:
     found = run_script("compile_for_hopper", tmp_path, TRITON_DEFAULT_FP_FUSION="1")
     assert len(found) == 11

@@ -68,7 +68,8 @@ def gradients_kernel(
 @triton.jit
 def merge_gradients_kernel(
     part_sum_ptr, part_dot_ptr, weighted_ptr, mean_nc_ptr, centred_nc_ptr, mean_ptr, var_ptr, weight_ptr, alpha_ptr,
-    inverse_norm_ptr, divisor_ptr, norm_ptr, parameter_grad_ptr, sums_ptr, eps, samples, channels, pixels, splits, widths,
+    inverse_norm_ptr, divisor_ptr, norm_ptr, grad_weight_ptr, grad_bias_ptr, grad_alpha_ptr, sums_ptr,
+    eps, samples, channels, pixels, splits, widths,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """Tables of the backward pass for a block of channels: dweight, dbias, dalpha, (m G1, m G2), and c_k once."""
@@ -117,9 +118,9 @@ def merge_gradients_kernel(
         grad_alpha += tl.sum((inverse_norm[:, None] - 1.0) * grad_normalized, 0) * weight
         sum_grad += tl.sum(scaled * grad_sum + norm[:, None] * (pixels * spread), 0)
         sum_product += tl.sum(scaled * grad_normalized + norm[:, None] * squares, 0)
-    tl.store(parameter_grad_ptr + channel, grad_weight, mask=inside_c)
-    tl.store(parameter_grad_ptr + channels + channel, grad_bias, mask=inside_c)
-    tl.store(parameter_grad_ptr + 2 * channels + channel, grad_alpha, mask=inside_c)
+    tl.store(grad_weight_ptr + channel, grad_weight, mask=inside_c)
+    tl.store(grad_bias_ptr + channel, grad_bias, mask=inside_c)
+    tl.store(grad_alpha_ptr + channel, grad_alpha, mask=inside_c)
     tl.store(sums_ptr + channel, sum_grad, mask=inside_c)
     tl.store(sums_ptr + channels + channel, sum_product, mask=inside_c)
 

@@ -50,7 +50,7 @@ def moments(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor,
     total = x if residual is None else torch.empty_like(x)
     addend = x if residual is None else _like(residual, x)
     parts = x.new_empty((2, plan.samples, plan.splits, plan.channels), dtype=torch.float32)
-    mean_nc, centred_nc = x.new_empty((2, plan.samples, plan.channels), dtype=torch.float32).unbind()
+    mean_nc, centred_nc = _tables(x, 2, plan.samples, plan.channels)
     packed = x.new_empty(2 * plan.channels + 1, dtype=torch.float64)
     with _on_device(x):
         triton_forward.moments_kernel[(plan.samples, plan.c_blocks, plan.splits)](
@@ -74,7 +74,7 @@ def normalize(
     from_packed = isinstance(statistics, Tensor)
     if isinstance(statistics, Tensor):
         packed = statistics
-        mean_c, var_c = x.new_empty((2, plan.channels), dtype=torch.float32).unbind()
+        mean_c, var_c = _tables(x, 2, plan.channels)
     else:
         mean_c, var_c = statistics
         packed = mean_c
@@ -97,7 +97,7 @@ def gradients(grad_y: Tensor, x: Tensor, saved: Saved, parameters: Parameters) -
     parts = x.new_empty((2, plan.samples, plan.splits, plan.channels), dtype=torch.float32)
     weighted = x.new_empty((plan.samples, plan.splits * plan.c_blocks), dtype=torch.float32)
     norm_n = x.new_empty(plan.samples, dtype=torch.float32)
-    parameter_grads = x.new_empty((3, plan.channels), dtype=torch.float32)
+    grad_weight_c, grad_bias_c, grad_alpha_c = _tables(x, 3, plan.channels)
     sums_2c = x.new_empty(2 * plan.channels, dtype=torch.float32)
     with _on_device(x):
         triton_backward.gradients_kernel[(plan.samples, plan.c_blocks, plan.splits)](
@@ -108,11 +108,10 @@ def gradients(grad_y: Tensor, x: Tensor, saved: Saved, parameters: Parameters) -
         block_n, block_c = _merge_block(plan)
         triton_backward.merge_gradients_kernel[(triton.cdiv(plan.channels, block_c),)](
             parts[0], parts[1], weighted, saved.mean_nc, saved.centred_nc, saved.mean_c, saved.var_c, weight_c, alpha_c,
-            saved.inverse_norm_n, norm_divisor, norm_n, parameter_grads, sums_2c, eps, plan.samples, plan.channels,
-            plan.pixels, plan.splits, plan.splits * plan.c_blocks, BLOCK_N=block_n, BLOCK_C=block_c,
+            saved.inverse_norm_n, norm_divisor, norm_n, grad_weight_c, grad_bias_c, grad_alpha_c, sums_2c, eps,
+            plan.samples, plan.channels, plan.pixels, plan.splits, plan.splits * plan.c_blocks, BLOCK_N=block_n, BLOCK_C=block_c,
             BLOCK_W=triton.next_power_of_2(plan.splits * plan.c_blocks),
         )  # fmt: skip
-    grad_weight_c, grad_bias_c, grad_alpha_c = parameter_grads.unbind()
     return GradientTables(grad_weight_c, grad_bias_c, grad_alpha_c, norm_n, sums_2c), grad_y
 
 
@@ -154,6 +153,11 @@ def update_running_statistics(
             mean_c, var_c, packed, running_mean, running_var, num_batches, 0.0 if momentum is None else momentum,
             mean_c.numel(), AVERAGE=momentum is None, BLOCK=1024,
         )  # fmt: skip
+
+
+def _tables(x: Tensor, count: int, *shape: int) -> list[Tensor]:
+    """So many float32 tables, each with a memory of its own: an operator's results must not share one."""
+    return [x.new_empty(shape, dtype=torch.float32) for _ in range(count)]
 
 
 def _plan(x: Tensor) -> _Plan:
