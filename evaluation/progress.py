@@ -1,4 +1,4 @@
-"""How far the evaluation is: a bar with ETA on a terminal, a plain line now and then elsewhere; rank 0 only."""
+"""How far the evaluation is: a bar with ETA on a terminal, a plain line now and then elsewhere; rank 0 only, but for `say`."""
 
 import sys
 import time
@@ -37,10 +37,10 @@ class Progress:
             self.say(f"{self.done}/{self._total} images of this rank, {rate:.1f} images/s, {(self._total - self.done) / rate:.0f} s left")
 
     def say(self, line: str) -> None:
-        """One line for the user, above the bar where there is one."""
+        """One line for the user, of any rank, above the bar where there is one."""
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
-        elif self._shown:
+        else:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -116,36 +116,7 @@ def _evaluate(
     kept = None
     if folder is not None:
         kept = ranks.from_main(lambda: open_partial(folder / "partial", fingerprint, options.resume))
-    progress = Progress(shown=ranks.world.is_main)
-    scorer = Scorer(
-        network.model,
-        mean=network.mean,
-        std=network.std,
-        device=device,
-        pixels_per_forward=pixels_per_forward,
-        average=views.average,
-        precision=options.precision,
-        channels_last=options.channels_last,
-        compile_model=options.compile,
-        # Compiling, and layers whose divisor is set before each call, are not for several threads at once.
-        cpu_threads=1 if options.compile or options.norm_divisor == "per_image" else _threads(options, ranks.world),
-        say=progress.say,
-    )
-    try:
-        with following_image_size(network.model) if options.norm_divisor == "per_image" else nullcontext():
-            scored = score_passes(
-                images,
-                passes,
-                scorer=scorer,
-                build_decoder=build_decoders(options, views.crop_px, device, _threads(options, ranks.world)),
-                ranks=ranks,
-                partial=PartialScores(kept),
-                images_per_chunk=options.images_per_chunk,
-                skip_broken=options.on_broken == "skip",
-                progress=progress,
-            )
-    finally:
-        scorer.close()
+    scored = _score(network, images, passes, views, options, device, pixels_per_forward, kept, ranks)
 
     def summarize() -> dict[str, dict[str, Any]]:
         assert scored is not None
@@ -163,6 +134,51 @@ def _evaluate(
         return {result.name: result.summary for result in results}
 
     return ranks.from_main(summarize)
+
+
+def _score(
+    network: Network,
+    images: ImageList,
+    passes: tuple[Pass, ...],
+    views: ViewSettings,
+    options: EvaluationOptions,
+    device: torch.device,
+    pixels_per_forward: int,
+    kept: Path | None,
+    ranks: Ranks,
+) -> PassScores | None:
+    progress = Progress(shown=ranks.world.is_main)
+    threads = _threads(options, ranks.world)
+    per_image = options.norm_divisor == "per_image"
+    scorer = Scorer(
+        network.model,
+        mean=network.mean,
+        std=network.std,
+        device=device,
+        pixels_per_forward=pixels_per_forward,
+        average=views.average,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        compile_model=options.compile,
+        # Compiling, and layers whose divisor is set before each call, are not for several threads at once.
+        cpu_threads=1 if options.compile or per_image else threads,
+        say=progress.say,
+    )
+    try:
+        with following_image_size(network.model) if per_image else nullcontext():
+            return score_passes(
+                images,
+                passes,
+                scorer=scorer,
+                build_decoder=build_decoders(options, views.crop_px, device, threads),
+                ranks=ranks,
+                partial=PartialScores(kept),
+                images_per_chunk=options.images_per_chunk,
+                skip_broken=options.on_broken == "skip",
+                progress=progress,
+            )
+    finally:
+        scorer.close()
 
 
 def _write(
