@@ -92,6 +92,21 @@ def _resampled(settings: GraphSettings, encoded: Any, window: list[Any]) -> Any:
     )
 
 
+def normalized_windows(settings: GraphSettings, encoded: Any, window: list[Any], flip: Any) -> Any:
+    """The graph behind the inputs: (H, W, C) float32 squares, mirrored where flip, normalized."""
+    image = _resampled(settings, encoded, window)
+    if settings.device_id is not None and not settings.gpu_decode:
+        image = image.gpu()  # as uint8: a quarter of the floats
+    return fn.crop_mirror_normalize(
+        image,
+        mirror=flip,
+        mean=[255 * value for value in settings.mean],
+        std=[255 * value for value in settings.std],
+        dtype=types.FLOAT,
+        output_layout="HWC",
+    )
+
+
 def graph_inputs(settings: GraphSettings, geometry: Geometry, size_hw: Ints) -> list[np.ndarray[Any, Any]]:
     """The pipeline's arrays besides the encoded images: the window, and (b,) int32, where to mirror."""
     flip = geometry.flip.astype(np.int32)
@@ -126,18 +141,7 @@ def build_pipeline(settings: GraphSettings, source: Callable[[], list[Any]]) -> 
             dtype=[types.UINT8, *window_types, types.INT32],
             ndim=[1, *window_axes, 0],
         )
-        image = _resampled(settings, encoded, window)
-        if settings.device_id is not None and not settings.gpu_decode:
-            image = image.gpu()  # as uint8: a quarter of the floats
-        normalized = fn.crop_mirror_normalize(
-            image,
-            mirror=flip,
-            mean=[255 * value for value in settings.mean],
-            std=[255 * value for value in settings.std],
-            dtype=types.FLOAT,
-            output_layout="HWC",
-        )
-        pipeline.set_outputs(normalized)
+        pipeline.set_outputs(normalized_windows(settings, encoded, window, flip))
     pipeline.build()
     return pipeline
 
