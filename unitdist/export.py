@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch._dynamo.exc import UserError
 
 from unitdist.errors import ConfigError
 from unitdist.layers import Unitization1d, Unitization2d
@@ -29,6 +28,8 @@ def export_program(
     N = 1 and H = W = image_size_px. Save it with torch.export.save. Raises ConfigError when `dynamic` is asked of
     a network that takes one size only.
     """
+    from torch._dynamo.exc import UserError  # seconds to import, and needed only here
+
     folded = _for_inference(model)
     axes = {axis: torch.export.Dim.DYNAMIC for axis in _DYNAMIC_AXES}
     example = _example(image_size_px, channels, dynamic)

@@ -200,3 +200,10 @@ def test_norm_act_layer_fuses_relu_and_appends_anything_else() -> None:
     assert isinstance(silu.act, nn.SiLU) and silu.activation is None and int(silu.norm_divisor) == 9
     dropped = unitdist.timm.norm_act_layer(4, drop_layer=nn.Dropout2d)
     assert isinstance(dropped.drop, nn.Dropout2d) and isinstance(dropped.act, nn.ReLU)
+
+
+def test_timms_sync_bn_conversion_leaves_unit_nets_alone() -> None:
+    model = create()
+    kinds = [type(module) for module in model.modules()]
+    converted = timm.layers.convert_sync_batchnorm(model)
+    assert [type(module) for module in converted.modules()] == kinds
