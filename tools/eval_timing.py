@@ -34,6 +34,8 @@ from unitdist.world import World
 TOLERANCE = {"fp32": 0.02, "bf16": 0.1}
 """Largest difference of a probability between evaluation and loop: DALI's resize is not PIL's to the bit."""
 
+TABLE_3 = ViewSettings()
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -48,6 +50,7 @@ def measure(
     loader: Any,
     decode_device: Any,
     threads: int | None,
+    views: ViewSettings = TABLE_3,
 ) -> dict[str, Any]:
     """Medians over `repeats` interleaved runs, for both protocols, with what they were measured on.
 
@@ -58,12 +61,12 @@ def measure(
     images = some_images(list_images(data), num_images)
     place = torch.device(device, 0) if device == "cuda" else torch.device(device)
     torch.manual_seed(0)
-    model = build_model(ModelConfig(name=model_name, num_classes=1000), image_size_px=224, sync=False).eval()
+    model = build_model(ModelConfig(name=model_name, num_classes=1000), image_size_px=views.crop_px, sync=False).eval()
     clock = "wall" if device == "cuda" else "CPU"
     figures: dict[str, Any] = {"clock": clock, "model": model_name, "images": len(images), "threads": threads, "options": {
         "device": device, "precision": precision, "loader": loader, "decode_device": decode_device}, **surroundings(place)}  # fmt: skip
     figures["protocols"] = {
-        name: _measure_protocol(name, images, model, options, place, threads, repeats)
+        name: _measure_protocol(name, images, model, options, views, place, threads, repeats)
         for name in ("crops", "fully_convolutional")
     }
     figures["correct"] = all(
@@ -77,11 +80,11 @@ def _measure_protocol(
     images: ImageList,
     model: nn.Module,
     options: EvaluationOptions,
+    views: ViewSettings,
     device: torch.device,
     threads: int,
     repeats: int,
 ) -> dict[str, Any]:
-    views = ViewSettings()
     passes = protocol_passes(name, views)
     pixels = VIEWS_PER_FORWARD[device.type] * views.crop_px**2
     build = build_decoders(options, views.crop_px, device, threads)
@@ -98,7 +101,7 @@ def _measure_protocol(
         "evaluation": lambda: _evaluation(images, passes, scorer, build, options),
         "forward": lambda: [pass_scores(chunk, plan, scorer) for chunk in decoded for plan in passes],
         "decode": lambda: [decoder.decode([images.read(image_id) for image_id in chunk]) for chunk in chunks],
-        "loop": lambda: [_obvious_loop(path, passes, model, device) for path in loop_images],
+        "loop": lambda: [_obvious_loop(path, passes, views.crop_px, model, device) for path in loop_images],
     }
     # The cores of a CPU may be shared with others: there, what the process itself used is counted.
     clock = time.perf_counter if device.type == "cuda" else time.process_time
@@ -148,7 +151,9 @@ def _evaluation(
 
 
 @torch.inference_mode()
-def _obvious_loop(path: Path, passes: tuple[Pass, ...], model: nn.Module, device: torch.device) -> np.ndarray:
+def _obvious_loop(
+    path: Path, passes: tuple[Pass, ...], crop_px: int, model: nn.Module, device: torch.device
+) -> np.ndarray:
     """Mean probabilities of one image as one writes it first: open, resize, cut, and run one view after the other."""
     normalize = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     views = []
@@ -157,7 +162,8 @@ def _obvious_loop(path: Path, passes: tuple[Pass, ...], model: nn.Module, device
         if plan.kind == "whole":
             windows = (resized,)
         else:
-            windows = transforms.FiveCrop(224)(resized) if plan.views > 2 else (transforms.CenterCrop(224)(resized),)
+            cut = transforms.FiveCrop(crop_px) if plan.views > 2 else transforms.CenterCrop(crop_px)
+            windows = cut(resized) if plan.views > 2 else (cut(resized),)
         views += [view for window in windows for view in (window, transforms.functional.hflip(window))]
     total = 0.0
     for view in views:
