@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from unitdist import Unitization2d
+from unitdist.analysis.probe import capture_outputs, watch_layers
 from unitdist.config import ModelConfig
 from unitdist.errors import ConfigError
 from unitdist.models.build import build_model
@@ -270,3 +271,22 @@ def test_overlapped_net_has_one_node_per_norm_and_convolution() -> None:
     assert count("unitdist_unitization_default", overlap_sync=True) == 2
     assert count("AddBackward") == 9
     assert count("AddBackward", fold_residual=True) == 0
+
+
+def test_probes_see_the_same_in_the_faster_forms() -> None:
+    plain = build("cifar_resnet20").eval()
+    faster = build("cifar_resnet20", fold_residual=True, overlap_sync=True).eval()
+    faster.load_state_dict(plain.state_dict())
+    x_nchw = torch.randn(2, 3, 32, 32)
+    names = ["stages.0.1.norm1", "stages.1.0.norm1", "stages.2.2.norm2", "final_norm"]
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    for model in (plain, faster):
+        with watch_layers(model, names, lambda name, _, x, y: seen[name].extend([x, y])):
+            watched = model(x_nchw)
+        assert torch.equal(watched, model(x_nchw))
+    for name, (x_plain, y_plain, x_faster, y_faster) in seen.items():
+        torch.testing.assert_close(x_faster, x_plain, msg=name)
+        torch.testing.assert_close(y_faster, y_plain, msg=name)
+    with capture_outputs(faster, names) as outputs:
+        faster(x_nchw)
+    assert set(outputs) == set(names) and float(outputs["final_norm"].min()) < 0

@@ -68,9 +68,15 @@ def watch_layers(model: nn.Module, layer_names: Sequence[str], see: See) -> Iter
 def _watch_layer(name: str, layer: nn.Module, see: See) -> Iterator[None]:
     fused = isinstance(layer, Unitization1d | Unitization2d) and layer.activation == "relu"
 
-    def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        see(name, module, arguments[0].detach(), output.detach())
-        return output.relu() if fused else None
+    def hook(
+        module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor | tuple[Tensor, Tensor]
+    ) -> Tensor | tuple[Tensor, Tensor] | None:
+        # A layer that was given a residual too (model.fold_residual) normalizes the sum and puts out both.
+        y, x = output if isinstance(output, tuple) else (output, arguments[0])
+        see(name, module, x.detach(), y.detach())
+        if not fused:
+            return None
+        return (y.relu(), x) if isinstance(output, tuple) else y.relu()
 
     handle = layer.register_forward_hook(hook)
     if fused:
