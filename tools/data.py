@@ -31,6 +31,9 @@ def main() -> int:
     except UnitdistError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # its text names the file
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; scan and pack continue where they were when started again", file=sys.stderr)
         return 130

@@ -177,6 +177,39 @@ def test_more_broken_images_than_allowed_stop_the_run(
         list(loader.iterate(0))
 
 
+def test_dali_that_stops_without_a_bad_image_is_told_apart(
+    small_config: MakeConfig, build_loader: BuildLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unitdist.data import dali_graph
+
+    build_pipeline, built = dali_graph.build_pipeline, []
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("no driver")
+
+    def broken_at_the_third_run(*arguments: object):
+        pipeline = build_pipeline(*arguments)  # type: ignore[arg-type]
+        if not built:
+            run, calls = pipeline.run, []
+
+            def third_fails():
+                calls.append(1)
+                if len(calls) == 3:
+                    raise RuntimeError("out of memory")
+                return run()
+
+            pipeline.run = third_fails
+        built.append(pipeline)
+        return pipeline
+
+    monkeypatch.setattr(dali_graph, "build_pipeline", failing)
+    with pytest.raises(DataError, match="^DALI cannot start: no driver$"):
+        list(build_loader(small_config()).iterate(0))
+    monkeypatch.setattr(dali_graph, "build_pipeline", broken_at_the_third_run)
+    with pytest.raises(DataError, match="^DALI stopped, but every image of the batch decodes alone: out of memory$"):
+        list(build_loader(small_config()).iterate(0))
+
+
 def test_validation_never_replaces(
     sample_data: Path, tmp_path: Path, small_config: MakeConfig, build_loader: BuildLoader
 ) -> None:

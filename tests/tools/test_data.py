@@ -7,6 +7,7 @@ import io
 import random
 import shutil
 import struct
+import sys
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -164,6 +165,33 @@ def test_scan_gives_each_of_32_odd_files_its_verdict_and_training_agrees(odd_fol
         assert {Path(name).name for name in loader.broken} == bad
         loader.close()
     from_manifest.close()
+
+
+def test_scan_without_dali_says_what_to_install_and_other_verbs_work(
+    sample_data: Path, run_data: RunData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "unitdist.data.dali_check", raising=False)
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    code, _, error = run_data("scan", sample_data / "val")
+    assert code == 2 and error.startswith("error: scan needs NVIDIA DALI: pip install 'unitdist[dali-cuda13]'")
+    assert run_data("audit", sample_data)[0] == 0
+
+
+def test_verbs_name_impossible_arguments_and_files(sample_data: Path, tmp_path: Path, run_data: RunData) -> None:
+    for arguments, code, message in (
+        (("scan", sample_data / "val", "--threads", 0), 2, "--threads and --max-megapixels must be >= 1"),
+        (("scan", tmp_path / "none"), 2, f"data.path: no such folder: {tmp_path / 'none'}"),
+        (("scan", sample_data / "val", "--output", tmp_path / "no" / "m.tsv"), 1, str(tmp_path / "no" / "m.tsv.part")),
+        (("bench", sample_data, "--threads", 0), 2, "--threads must be >= 1"),
+        (("bench", tmp_path), 2, "no folder, manifest or index of split train"),
+        (("audit", sample_data, "--world", 0), 2, "--world, --batch and --epochs must be >= 1"),
+        (("pack", sample_data / "val", "--output", tmp_path, "--quality", 0), 2, "--quality in 1..100"),
+        (("index", tmp_path, "--kind", "webdataset"), 1, "holds no webdataset files"),
+        (("prepare-train", tmp_path / "x.tar", "--output", tmp_path), 2, f"no such file: {tmp_path / 'x.tar'}"),
+        (("prepare-val", tmp_path / "x.tar", "--labels", "l", "--output", "o"), 2, "no such file or folder"),
+    ):
+        found, _, error = run_data(*arguments)
+        assert found == code and error.startswith("error: ") and message in error, (arguments, error)
 
 
 def test_interrupted_scan_continues_and_gives_the_same_manifest(

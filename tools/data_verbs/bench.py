@@ -76,6 +76,8 @@ def pipeline_speed(config: DataConfig, images: int) -> tuple[float, float]:
 
 
 def run(options: argparse.Namespace) -> int:
+    if min(options.threads) < 1:
+        raise ConfigError("--threads must be >= 1")
     print(f"{os.cpu_count()} cores; {options.images} images per line, batches of {BATCH}")
     print("| source | threads | reading img/s | reading MB/s | pipeline img/s | pipeline CPU ms/img |")
     print("| --- | --- | --- | --- | --- | --- |")

@@ -8,13 +8,17 @@ import argparse
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from unitdist.data.dali_check import DecodeCheck
 from unitdist.data.header import UnreadableImage, image_note, image_size
 from unitdist.data.index import ImageIndex, scan_image_folder
 from unitdist.data.manifest import FILES_FORMAT, write_lines
+from unitdist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from unitdist.data.dali_check import DecodeCheck
 
 BATCH = 256
 
@@ -34,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_batch(
-    index: ImageIndex, ids: range, decoder: DecodeCheck, pool: ThreadPoolExecutor, max_pixels: int
+    index: ImageIndex, ids: range, decoder: "DecodeCheck", pool: ThreadPoolExecutor, max_pixels: int
 ) -> list[str]:
     """The manifest's lines of some samples."""
 
@@ -73,13 +77,26 @@ def finished_lines(part: Path, index: ImageIndex) -> list[str]:
     return lines[1:] if same_list else []
 
 
+def decode_check(threads: int) -> "DecodeCheck":
+    """DALI's decoder; the other verbs do without DALI. Raises ConfigError where it is not installed."""
+    try:
+        from unitdist.data.dali_check import DecodeCheck
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "nvidia":
+            raise
+        raise ConfigError("scan needs NVIDIA DALI: pip install 'unitdist[dali-cuda13]' (or dali-cuda12)") from None
+    return DecodeCheck(threads)
+
+
 def run(options: argparse.Namespace) -> int:
+    if options.threads < 1 or options.max_megapixels < 1:
+        raise ConfigError("--threads and --max-megapixels must be >= 1")
+    decoder = decode_check(options.threads)
     index = scan_image_folder(options.folder)
     output = options.output or options.folder.with_name(options.folder.name + ".tsv")
     part = output.with_name(output.name + ".part")
     lines = finished_lines(part, index)
     part.write_text("".join(f"{line}\n" for line in [index.content_hash, *lines]), errors="surrogateescape")
-    decoder = DecodeCheck(options.threads)
     with (
         ThreadPoolExecutor(options.threads) as pool,
         open(part, "a", encoding="utf-8", errors="surrogateescape") as unfinished,

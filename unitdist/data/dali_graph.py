@@ -230,6 +230,8 @@ class ImagePipeline:
             for row in range(len(batch.images)):
                 if not self._decodes(batch.rows(slice(row, row + 1)), geometry_of):
                     found[int(batch.read_ids[row])] = "the decoder refuses it"
+        if not self._feed.in_flight:
+            raise DataError(f"DALI cannot start: {error}") from error
         if not found:
             raise DataError(f"DALI stopped, but every image of the batch decodes alone: {error}") from error
         if not self._policy.replace:
