@@ -25,11 +25,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds, medians are reported")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--memory-format", choices=FORMATS, default="channels_last")
-    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=["unitization", "batchnorm", "composite", "literal"])
+    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=["composite", "literal"])
     parser.add_argument("--parts", nargs="+", choices=("forward", "backward", "both"), default=["both"])
     parser.add_argument("--graph", action="store_true", help="CUDA: replay CUDA graphs, without launch overhead")
     parser.add_argument("--shapes", type=int, default=len(RESNET101_SHAPES), help="only the first so many shapes")
-    parser.add_argument("--count-passes", action="store_true", help="count passes over the tensor exactly, time nothing")
+    parser.add_argument("--count-passes", action="store_true", help="count passes, time nothing")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
     if options.count_passes:
@@ -41,7 +41,7 @@ def main() -> int:
         return 0
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    names = ["unitization", "batchnorm", *(name for name in options.candidates if name not in ("unitization", "batchnorm"))]
+    names = list(dict.fromkeys(["unitization", "batchnorm", *options.candidates]))
     settings = Settings(
         device, DTYPES[options.dtype], options.samples, options.rounds, names, FORMATS[options.memory_format],
         options.parts, options.graph, RESNET101_SHAPES[: options.shapes],

@@ -32,15 +32,14 @@ def main() -> int:
     device = torch.device(options.device)
     if "graph" in options.modes and device.type != "cuda":
         parser.error("--modes graph needs CUDA")
-    settings = Settings(
-        device, options.model, options.image_px, DTYPES[options.dtype], tuple(options.modes), options.steps, options.rounds
-    )
+    dtype, modes = DTYPES[options.dtype], tuple(options.modes)
+    settings = Settings(device, options.model, options.image_px, dtype, modes, options.steps, options.rounds)
     error = check(settings)
     rows = []
     for batch in options.batch:
         rows += run_batch(options.norms, batch, settings)
-    settings_seen = {name: str(value) for name, value in settings._asdict().items()}
-    write_json(options.json, {"environment": environment(device), "settings": settings_seen, "error": error, "rows": rows})
+    seen = {name: str(value) for name, value in settings._asdict().items()}
+    write_json(options.json, {"environment": environment(device), "settings": seen, "error": error, "rows": rows})
     return 0
 
 

@@ -32,16 +32,19 @@ def main() -> int:
     error = check_against_one_process(device)
     if error > 1e-10:
         raise SystemExit(f"synchronized gradients differ from one process by {error:.1e}: no time is reported")
-    rows = [time_forms(channels, side, options.samples, options.rounds, device) for channels, side in ((256, 56), (256, 14), (1024, 14))]
+    shapes = (256, 56), (256, 14), (1024, 14)
+    rows = [time_forms(*shape, options.samples, options.rounds, device) for shape in shapes]
     counts = count_collectives(device)
     if dist.get_rank() == 0:
-        print(f"{dist.get_world_size()} ranks; against one process in float64: {error:.0e}; per layer and step: {counts}")
+        ranks = dist.get_world_size()
+        print(f"{ranks} ranks; against one process in float64: {error:.0e}; per layer and step: {counts}")
         for row in rows:
             for name in row["times"]:
                 seen = ratio(row["times"], name, "unsynchronized")
-                spread = f"{seen['low']:.2f} to {seen['high']:.2f}"
-                print(f"C {row['channels']:4} HW {row['side']:2} {name:>16}: {seen['median']:.2f} x unsynchronized ({spread}), wall clock")
-        write_json(options.json, {"environment": environment(device), "ranks": dist.get_world_size(), "collectives": counts, "rows": rows})
+                text = f"{seen['median']:.2f} x unsynchronized ({seen['low']:.2f} to {seen['high']:.2f}), wall clock"
+                print(f"C {row['channels']:4} HW {row['side']:2} {name:>16}: {text}")
+        results = {"environment": environment(device), "ranks": ranks, "collectives": counts, "rows": rows}
+        write_json(options.json, results)
     dist.destroy_process_group()
     return 0
 

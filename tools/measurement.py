@@ -40,7 +40,9 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def time_interleaved(steps: Mapping[str, Step], rounds: int, device: torch.device, inner: int = 1) -> dict[str, list[float]]:
+def time_interleaved(
+    steps: Mapping[str, Step], rounds: int, device: torch.device, inner: int = 1
+) -> dict[str, list[float]]:
     """Milliseconds per step of each candidate, one number per round; candidates take turns within a round.
 
     CPU: process time (CPU seconds of all threads), which other programs on the machine disturb least. CUDA: events around

@@ -74,7 +74,9 @@ def _one_shape(settings: Settings, channels: int, side: int) -> dict[str, Any]:
         if name.startswith("unitization"):
             errors[name] = worst_error(*pairs[0], name)
             if errors[name] > ERROR_LIMIT[settings.dtype]:
-                raise SystemExit(f"{name} {shape} {settings.dtype}: relative error {errors[name]:.1e}, no time is reported")
+                raise SystemExit(
+                    f"{name} {shape} {settings.dtype}: relative error {errors[name]:.1e}, no time is reported"
+                )
     made = {name: make_candidate(name, channels, side, settings.device) for name in settings.candidates}
     times = {part: _time(settings, part, made, pairs) for part in settings.parts}
     return {"errors": errors, "times": times, "copy": _copy_time(settings, pairs), "bytes": size}

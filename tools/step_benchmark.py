@@ -72,7 +72,11 @@ def build_network(norm: str, settings: Settings) -> nn.Module:
 
 def check(settings: Settings) -> float:
     """Refuse wrong networks: one layer against float64, and at alpha = 0 the whole net against batch normalization."""
-    x = torch.randn(8, 64, 28, 28, device=settings.device).to(settings.dtype).contiguous(memory_format=torch.channels_last)
+    x = (
+        torch.randn(8, 64, 28, 28, device=settings.device)
+        .to(settings.dtype)
+        .contiguous(memory_format=torch.channels_last)
+    )
     error = worst_error(x, torch.randn_like(x), "unitization")
     if error > ERROR_LIMIT[settings.dtype]:
         raise SystemExit(f"Unitization's relative error is {error:.1e}: no speed is reported")

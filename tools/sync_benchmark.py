@@ -36,7 +36,9 @@ def count_collectives(device: torch.device) -> list[str]:
     seen, original = [], dist.all_reduce
 
     def counted(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-        seen.append(f"all_reduce of {tensor.numel()} numbers ({tensor.numel() * tensor.element_size()} bytes) for C = 256")
+        seen.append(
+            f"all_reduce of {tensor.numel()} numbers ({tensor.numel() * tensor.element_size()} bytes) for C = 256"
+        )
         return original(tensor, *args, **kwargs)
 
     dist.all_reduce = counted

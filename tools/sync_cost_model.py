@@ -79,7 +79,9 @@ def main() -> int:
     fabric = defaults._replace(network_hop_us=options.network_hop_us, ranks_per_node=options.ranks_per_node)
     rows = table(options.ranks, options.layers, options.channels, options.step_ms, fabric)
     print(f"a model, not a measurement: {fabric}")
-    print("ranks   sync_group: world   (backward hidden)   node   SyncBatchNorm's pattern   [ms per step; share of the step]")
+    print(
+        "ranks   sync_group: world   (backward hidden)   node   SyncBatchNorm's pattern   [ms per step; share of the step]"
+    )
     for row in rows:
         cells = [row["world_ms"], row["world_backward_hidden_ms"], row["node_ms"], row["sync_batch_norm_ms"]]
         print(f"{row['ranks']:5}" + "".join(f"{cell:12.1f} ({cell / options.step_ms:4.0%})" for cell in cells))

@@ -26,7 +26,9 @@ def new_sync_group(group_size: int) -> dist.ProcessGroup | None:
     """
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     if group_size < 1 or world_size % group_size:
-        raise ConfigError(f"sync group of {group_size} ranks: must be >= 1 and divide the {world_size} ranks of the job")
+        raise ConfigError(
+            f"sync group of {group_size} ranks: must be >= 1 and divide the {world_size} ranks of the job"
+        )
     if group_size == world_size:
         return None
     own_group: dist.ProcessGroup | None = None
@@ -45,7 +47,9 @@ def group_from_name(name: str) -> dist.ProcessGroup:
     try:
         return distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
     except (RuntimeError, ValueError, KeyError):
-        raise ConfigError(f"process group {name!r} does not exist in this process: create it before the model") from None
+        raise ConfigError(
+            f"process group {name!r} does not exist in this process: create it before the model"
+        ) from None
 
 
 def active_group_name(group_name: str) -> str:

@@ -128,7 +128,9 @@ def check_one_node(rank: int, seen: dict[str, Any]) -> None:
         return normalize_and_convolve(norm, conv, x)
 
     forms = {"separate": separate, "together": together}
-    forms |= {f"compiled {name}": torch.compile(form, fullgraph=True, backend="aot_eager") for name, form in forms.items()}
+    forms |= {
+        f"compiled {name}": torch.compile(form, fullgraph=True, backend="aot_eager") for name, form in forms.items()
+    }
     for name, form in forms.items():
         norm = make_layer("image", None, sync=True)
         norm.set_norm_divisor(12)
@@ -211,14 +213,18 @@ CASES = [(scope, size) for scope in SCOPES for size in SHARES]
 
 @pytest.mark.parametrize(("scope", "size"), CASES)
 @pytest.mark.parametrize("quantity", ["y0", "y1", "x"])
-def test_uneven_ranks_give_the_samples_of_one_process(ranks: Any, alone: Any, scope: str, size: int, quantity: str) -> None:
+def test_uneven_ranks_give_the_samples_of_one_process(
+    ranks: Any, alone: Any, scope: str, size: int, quantity: str
+) -> None:
     together = torch.cat([seen[f"{scope}{size}"][quantity] for seen in ranks[:size]])
     torch.testing.assert_close(together, alone[scope][quantity], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("scope", "size"), CASES)
 @pytest.mark.parametrize("quantity", ["weight", "bias", "alpha"])
-def test_parameter_gradients_add_up_to_one_process(ranks: Any, alone: Any, scope: str, size: int, quantity: str) -> None:
+def test_parameter_gradients_add_up_to_one_process(
+    ranks: Any, alone: Any, scope: str, size: int, quantity: str
+) -> None:
     total = sum(seen[f"{scope}{size}"][quantity] for seen in ranks[:size])
     torch.testing.assert_close(total, alone[scope][quantity], rtol=0, atol=1e-10)
 

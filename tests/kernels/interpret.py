@@ -54,7 +54,9 @@ def relative_error(have: Tensor, want: Tensor) -> float:
     return float("inf") if bool(torch.isnan(error)) else error.item()
 
 
-def case(shape: tuple[int, ...], dtype: torch.dtype, relu: bool, residual: bool, batch: bool, mean: float) -> dict[str, float]:
+def case(
+    shape: tuple[int, ...], dtype: torch.dtype, relu: bool, residual: bool, batch: bool, mean: float
+) -> dict[str, float]:
     """Relative error of every output of the four passes against float64 of the same rounded input."""
     generator = torch.Generator().manual_seed(hash((shape, relu, residual)) % 2**31)
 

@@ -84,7 +84,9 @@ def test_every_kernel_compiles_for_sm_90_with_vectorized_loads(tmp_path: Path) -
         if "update_running" not in name:
             assert seen["vectorized"] >= 0.4 * seen["loads"], (name, seen)
         # float64 is for the packed sums alone: a stray one would make a pass slow
-        wants_fp64 = any(word in name for word in ("merge_moments", "FROM_PACKED': True", "BATCH_STATISTICS': True", "update"))
+        wants_fp64 = any(
+            word in name for word in ("merge_moments", "FROM_PACKED': True", "BATCH_STATISTICS': True", "update")
+        )
         assert seen["fp64"] == wants_fp64, name
 
 
@@ -144,3 +146,17 @@ def test_on_the_gpu_a_training_step_can_be_captured_in_a_graph() -> None:
         x.copy_(torch.randn_like(x))
     graph.replay()
     torch.testing.assert_close(captured, step(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_the_gpu_offsets_above_2_to_the_31_are_right() -> None:
+    from unitdist import Unitization2d
+
+    layer = Unitization2d(64, activation="relu", device="cuda", norm_divisor=1000).eval()
+    torch.nn.init.constant_(layer.alpha, 0.5)
+    x = torch.empty(16, 1536, 1536, 64, device="cuda", dtype=torch.bfloat16).permute(0, 3, 1, 2)
+    assert x.numel() > 2**31 and x.is_contiguous(memory_format=torch.channels_last)
+    x.normal_()
+    with torch.no_grad():
+        assert torch.equal(layer(x)[-1:], layer(x[-1:].clone(memory_format=torch.channels_last)))

@@ -58,7 +58,10 @@ def test_kinds_activations_and_parameter_objects_are_kept() -> None:
     net = network()
     parameters = [net[1].weight, net[3].bias]
     convert_unitization(net, sync=False)
-    assert [type(net[i]).__name__ for i in (1, 3, 5, 6)] == ["Unitization2d"] * 2 + ["UnitizationAct2d", "Unitization2d"]
+    assert [type(net[i]).__name__ for i in (1, 3, 5, 6)] == ["Unitization2d"] * 2 + [
+        "UnitizationAct2d",
+        "Unitization2d",
+    ]
     assert type(net[9][1]) is Unitization1d
     assert [net[i].activation for i in (1, 3, 5)] == [None, "relu", None] and isinstance(net[5].act, nn.SiLU)
     assert net[1].weight is parameters[0] and net[3].bias is parameters[1]
@@ -136,5 +139,7 @@ def test_timm_network_converts_and_computes_the_same() -> None:
         convert_unitization(net)
         assert set(set_norm_divisors(net, 64).values()) == {256, 64, 16, 4}
         layers = [module for module in net.modules() if isinstance(module, Unitization2d)]
-        assert {layer.activation for layer in layers} == {"relu"} and {type(layer) for layer in layers} == {Unitization2d}
+        assert {layer.activation for layer in layers} == {"relu"} and {type(layer) for layer in layers} == {
+            Unitization2d
+        }
         torch.testing.assert_close(net(x), want, rtol=1e-4, atol=1e-5)

@@ -122,7 +122,9 @@ def test_a_residual_sum_used_alone_passes_its_gradient() -> None:
 @pytest.mark.parametrize("keep_output", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_norm_and_convolution_as_one_node_equal_the_separate_form(keep_output: bool, residual: bool, groups: int) -> None:
+def test_norm_and_convolution_as_one_node_equal_the_separate_form(
+    keep_output: bool, residual: bool, groups: int
+) -> None:
     norm = moved(4, activation="relu")
     twin = copy.deepcopy(norm)
     conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=groups, bias=residual, dtype=torch.float64)
@@ -151,7 +153,9 @@ def test_one_node_keeps_one_activation_when_the_output_is_recomputed() -> None:
     for keep_output in (True, False):
         kept: dict[int, int] = {}
         x = random(4, 8, 16, 16, dtype=torch.float32).requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.update({t.data_ptr(): t.numel()}) or t, lambda t: t):  # noqa: B023
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.update({t.data_ptr(): t.numel()}) or t, lambda t: t
+        ):  # noqa: B023
             normalize_and_convolve(norm, conv, x, keep_output=keep_output)
         sizes[keep_output] = sum(count for count in kept.values() if count >= x.numel()) // x.numel()
     assert sizes == {True: 2, False: 1}
@@ -181,7 +185,9 @@ def test_opcheck_of_norm_and_convolution() -> None:
     )
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch 2.11's Inductor
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
+)  # torch 2.11's Inductor
 def test_compiled_pieces_equal_the_plain_layer() -> None:
     plain = moved(6, torch.float32, activation="relu")
     compiled = compile_norms(nn.Sequential(copy.deepcopy(plain)))[0]

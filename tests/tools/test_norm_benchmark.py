@@ -50,7 +50,9 @@ def test_no_time_is_reported_for_a_wrong_candidate(monkeypatch: pytest.MonkeyPat
         norm_benchmark.run_benchmark(settings(), say=lambda text: None)
 
 
-def test_the_error_of_every_unitization_form_is_small_and_of_a_wrong_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_every_unitization_form_is_small_and_of_a_wrong_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x, grad_y = (torch.randn(3, 5, 4, 4).contiguous(memory_format=torch.channels_last) for _ in range(2))
     for name in ("unitization", "composite", "literal"):
         assert norm_candidates.worst_error(x, grad_y, name) < 1e-5, name

@@ -69,9 +69,7 @@ def unitization_vectors(
 
     x_nc: (N, C). Training: mean and biased variance over the batch. Test: the given `mean_c`, `var_c`.
     """
-    return unitization_images(
-        x_nc, weight_c, bias_c, alpha_c, norm_divisor=1, eps=eps, mean_c=mean_c, var_c=var_c
-    )
+    return unitization_images(x_nc, weight_c, bias_c, alpha_c, norm_divisor=1, eps=eps, mean_c=mean_c, var_c=var_c)
 
 
 def unitization_images(

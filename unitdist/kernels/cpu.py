@@ -86,7 +86,9 @@ def gradient_sums(
         grad_y = _aten.threshold_backward(grad_y, scale_shift(x, mean_c, scale_nc, bias_c, False), 0)
     if nhwc:
         ones = torch.ones_like(mean_c)
-        pairs = [_sums(g, sample, mean_c, ones) for g, sample in zip(torch.split(grad_y, 1), torch.split(x, 1), strict=True)]
+        pairs = [
+            _sums(g, sample, mean_c, ones) for g, sample in zip(torch.split(grad_y, 1), torch.split(x, 1), strict=True)
+        ]
         return torch.stack([pair[0] for pair in pairs]), torch.stack([pair[1] for pair in pairs]), grad_y
     mean = mean_c.expand_as(scale_nc).reshape(-1)
     grad_sum, grad_dot = _sums(_flat(grad_y), _flat(x), mean, torch.ones_like(mean))

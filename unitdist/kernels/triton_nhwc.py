@@ -168,9 +168,7 @@ def _plan(x: Tensor) -> _Plan:
     # Small batches of large maps do not fill the device by samples and channels alone: split their pixels.
     splits = max(1, min(triton.cdiv(_PROGRAMS, samples * c_blocks), triton.cdiv(pixels, 2 * block_p), 32))
     split_pixels = triton.cdiv(triton.cdiv(pixels, splits), block_p) * block_p
-    return _Plan(
-        samples, pixels, channels, block_c, block_p, c_blocks, triton.cdiv(pixels, split_pixels), split_pixels
-    )
+    return _Plan(samples, pixels, channels, block_c, block_p, c_blocks, triton.cdiv(pixels, split_pixels), split_pixels)
 
 
 def _merge_block(plan: _Plan) -> tuple[int, int]:

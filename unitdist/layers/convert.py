@@ -135,7 +135,9 @@ def _to_unitization(
     sync: bool,
 ) -> _Unitization:
     if norm.running_mean is None or norm.running_var is None:
-        raise ConfigError("convert_unitization: a layer with track_running_stats=False has no running statistics to keep")
+        raise ConfigError(
+            "convert_unitization: a layer with track_running_stats=False has no running statistics to keep"
+        )
     act, drop = (getattr(norm, "act", None), getattr(norm, "drop", None)) if _has_activation(norm) else (None, None)
     fused = isinstance(act, nn.ReLU) and isinstance(drop, nn.Identity)
     nothing = act is None or (isinstance(act, nn.Identity) and isinstance(drop, nn.Identity))
@@ -171,7 +173,9 @@ def _to_batch_norm(layer: _Unitization) -> _BatchNorm:
     has_activation = isinstance(layer, UnitizationAct2d) or layer.activation is not None
     if isinstance(layer, Unitization1d):
         if has_activation:
-            raise ConfigError("revert_unitization: a Unitization1d with activation has no batch normalization to revert to")
+            raise ConfigError(
+                "revert_unitization: a Unitization1d with activation has no batch normalization to revert to"
+            )
         kind: type[_BatchNorm] = nn.BatchNorm1d
     else:
         kind = BatchNormAct2d if has_activation else nn.BatchNorm2d

@@ -25,7 +25,9 @@ def set_norm_divisors(
         if isinstance(module, Unitization2d) and module.norm_scope == "image"
     }
     if not layers:
-        raise ConfigError(f"set_norm_divisors: {type(model).__name__} has no Unitization2d layer with norm_scope='image'")
+        raise ConfigError(
+            f"set_norm_divisors: {type(model).__name__} has no Unitization2d layer with norm_scope='image'"
+        )
     height_px, width_px = (image_size, image_size) if isinstance(image_size, int) else image_size
     divisors = _dry_run(model, layers, (1, channels, height_px, width_px))
     for name, divisor in divisors.items():

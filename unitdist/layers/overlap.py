@@ -62,7 +62,12 @@ def _applies(norm: Unitization2d, conv: nn.Conv2d, x: Tensor) -> bool:
     watched = any(
         hooks
         for module in (norm, conv)
-        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        for hooks in (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
     )
     if not plain or watched:
         return False  # before autocast is asked, which does not know the meta device of a dry run
@@ -101,9 +106,7 @@ def unitization_convolution(
     parameters = Parameters(weight.to(dtype), bias.to(dtype), alpha.to(dtype), norm_divisor, eps, relu)
     y, total, saved = normalize_batch(x, residual, parameters, compiled, group_name)
     with torch.autocast(x.device.type, enabled=False):
-        out = torch.ops.aten.convolution(
-            y, conv_weight, conv_bias, stride, padding, dilation, False, [0, 0], groups
-        )
+        out = torch.ops.aten.convolution(y, conv_weight, conv_bias, stride, padding, dilation, False, [0, 0], groups)
     return out, x.new_empty(0) if residual is None else total, y if keep_output else x.new_empty(0), *saved
 
 
@@ -184,9 +187,7 @@ def unitization_convolution_backward(
     )
     if work is not None:
         work.wait()
-    grad_x = passes.input_gradient(
-        carry, x, kept, parameters, tables.norm_n, tables.sums_2c, skip_gradient, compiled
-    )
+    grad_x = passes.input_gradient(carry, x, kept, parameters, tables.norm_n, tables.sums_2c, skip_gradient, compiled)
     grads = tables.weight_c.to(weight.dtype), tables.bias_c.to(bias.dtype), tables.alpha_c.to(alpha.dtype)
     return grad_x, *grads, grad_conv_weight, grad_conv_bias if has_conv_bias else x.new_empty(0)
 

@@ -192,7 +192,9 @@ class _Unitization(nn.Module):
     def _check_enough_values(self, x: Tensor) -> None:
         alone = not (self.sync and dist.is_available() and dist.is_initialized())
         if alone and x.shape[0] * pixels_of(x) == 1:
-            raise ValueError(f"expected more than 1 value per channel in training, got an input of shape {tuple(x.shape)}")
+            raise ValueError(
+                f"expected more than 1 value per channel in training, got an input of shape {tuple(x.shape)}"
+            )
 
     def _fix_norm_divisor(self, pixels: int) -> None:
         # On the device, without reading: the buffer may hold a value that came in past load_state_dict.
