@@ -442,3 +442,7 @@ class Config:
             raise ConfigError(
                 f"schedule.warmup_epochs: {self.schedule.warmup_epochs:g} >= train.epochs: {self.train.epochs}"
             )
+        if self.evaluation.protocols and self.data.dataset != "image_folder":
+            raise ConfigError(
+                f"evaluation.protocols: {', '.join(self.evaluation.protocols)} need data.dataset: image_folder, not {self.data.dataset}"
+            )
