@@ -5,7 +5,8 @@ from pathlib import Path
 from evaluation.options import EvaluationOptions
 from evaluation.run import evaluate
 from unitdist.config import Config
-from unitdist.errors import ConfigError
+from unitdist.data.build import open_source
+from unitdist.train.agreement import agreed
 from unitdist.world import World
 
 
@@ -14,14 +15,11 @@ def evaluate_run(config: Config, folder: Path, world: World) -> None:
 
     Collective. Scales, crop and averaging are those of the config's `evaluation` section, which the checkpoint holds.
     """
-    if config.data.dataset != "image_folder":
-        raise ConfigError(
-            f"evaluation.protocols: {', '.join(config.evaluation.protocols)} need data.dataset: image_folder, not "
-            f"{config.data.dataset}; the training itself is finished and saved in {folder}"
-        )
+    with agreed(world):
+        source = open_source(config.data, Path(config.data.path).expanduser() / config.data.val_split)
     evaluate(
         folder / "best.pt",
-        Path(config.data.path) / config.data.val_split,
+        source,
         protocols=config.evaluation.protocols,
         output=folder / "evaluation",
         options=EvaluationOptions(

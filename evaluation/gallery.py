@@ -57,17 +57,18 @@ def _card(place: int, result: ProtocolResult, images: ImageList) -> str:
     probabilities_k = result.probabilities_mk[place]
     predicted, true = int(probabilities_k.argmax()), int(result.labels_m[place])
     name = images.names[int(result.image_ids_m[place])]
+    content = images.read(int(result.image_ids_m[place])).content
     return (
-        f'<li><img loading="lazy" alt="{html.escape(name)}" src="{_thumbnail(images.root / name)}">'
+        f'<li><img loading="lazy" alt="{html.escape(name)}" src="{_thumbnail(content)}">'
         f"<div><b>{html.escape(result.class_names[predicted])}</b> {100 * probabilities_k[predicted]:.1f} %<br>"
         f"is {html.escape(result.class_names[true])} {100 * probabilities_k[true]:.1f} %<small>{html.escape(name)}</small></div></li>"
     )
 
 
-def _thumbnail(path: Path) -> str:
-    with Image.open(path) as file:
+def _thumbnail(encoded: bytes) -> str:
+    with Image.open(io.BytesIO(encoded)) as file:
         image = file.convert("RGB")
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    content = io.BytesIO()
-    image.save(content, format="JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+    small = io.BytesIO()
+    image.save(small, format="JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode("ascii")

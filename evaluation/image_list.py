@@ -1,8 +1,10 @@
 """The images of an evaluation: where they are, their labels, and the sizes that their headers state."""
 
 import hashlib
+import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,12 @@ from PIL import Image
 
 from evaluation.decoding import EncodedImage
 from unitdist.data.index import IMAGE_SUFFIXES, ImageIndex, scan_image_folder
+from unitdist.data.manifest import SHARDS_FORMAT, ShardIndex, load_shards, read_header
+from unitdist.data.reading import ImageSource
 from unitdist.errors import ConfigError, DataError
+
+SHARD_INDEX = "index.tsv"
+"""What tools/data.py writes beside tars and TFRecords."""
 
 SCAN_THREADS = 16
 """Headers read at a time; on network storage the wait dominates."""
@@ -21,9 +28,11 @@ class ImageList:
     """N images in the fixed order in which they are reported; an image's id is its position.
 
     `shapes`: (height, width) as stored, (0, 0) where the header cannot be read; `broken` holds the reason for those.
-    `class_to_idx` may be empty where a labels file gave numbers.
+    `class_to_idx` may be empty where a labels file gave numbers. `source` reads them: files of a folder, or tars and TFRecords with an
+    index.
     """
 
+    source: ImageSource
     root: Path
     names: tuple[str, ...]
     labels_n: np.ndarray
@@ -44,39 +53,53 @@ class ImageList:
     def read(self, image_id: int) -> EncodedImage:
         """The file's bytes. Raises DataError when it can no longer be read."""
         try:
-            content = (self.root / self.names[image_id]).read_bytes()
+            content = self.source.read(image_id)
         except OSError as error:
-            raise DataError(f"cannot read {self.root / self.names[image_id]}: {error.strerror or error}") from None
+            raise DataError(f"cannot read {self.source.name(image_id)}: {error.strerror or error}") from None
         height, width = self.shapes[image_id]
         return EncodedImage(name=self.names[image_id], content=content, height=height, width=width)
 
 
 def list_images(
-    data: Path, *, labels_file: Path | None = None, class_to_idx: dict[str, int] | None = None, val_split: str = "val"
+    data: Path | ImageSource, *, labels_file: Path | None = None, class_to_idx: dict[str, int] | None = None, val_split: str = "val"
 ) -> ImageList:
-    """The images of folder/<class>/*, or of a flat folder with a labels file, with their sizes.
+    """The images of folder/<class>/*, of a flat folder with a labels file, of tars or TFRecords beside an index.tsv, or of a source
+    that is open already, with their sizes.
 
-    `class_to_idx` is the training's, if known. A folder that holds `val_split` next to nothing but other splits stands for
-    that split. Raises ConfigError for a wrong path, DataError for what lies there.
+    `class_to_idx` is the training's, if known. A folder that holds `val_split` stands for that split. Raises ConfigError for a
+    wrong path, DataError for what lies there.
     """
     try:
+        if not isinstance(data, Path):
+            return _with_sizes(data)
         if not data.is_dir():
             raise ConfigError(f"--data: {data} {'is a file, not a folder' if data.exists() else 'does not exist'}")
         if labels_file is not None:
-            root, names, labels_n, known = _labelled(data, labels_file, class_to_idx)
-        else:
-            index = _scan(_split_folder(data, val_split, class_to_idx or {}))
-            root, names, labels_n, known = index.root, tuple(index.paths), index.labels, index.class_to_idx
+            return _with_sizes(_labelled(data, labels_file, class_to_idx))
+        folder = _split_folder(data, val_split, class_to_idx or {})
+        if (folder / SHARD_INDEX).is_file():
+            kind = read_header(folder / SHARD_INDEX, SHARDS_FORMAT)["kind"]
+            return _with_sizes(load_shards(folder / SHARD_INDEX, kind, window_samples=1))  # the window is for shuffling
+        return _with_sizes(_scan(folder))
     except OSError as error:
         raise DataError(f"cannot read {error.filename or data}: {error.strerror or error}") from None
+
+
+def _with_sizes(source: ImageSource) -> ImageList:
+    if isinstance(source, ImageIndex):
+        root, names = source.root, tuple(source.paths)
+    else:
+        assert isinstance(source, ShardIndex), type(source)
+        root, names = Path(source.shard_paths[0]).parent, tuple(source.names)
     with ThreadPoolExecutor(max_workers=SCAN_THREADS) as threads:
-        headers = list(threads.map(_header, (root / name for name in names), chunksize=64))
+        headers = list(threads.map(partial(_header, source), range(len(names)), chunksize=64))
     return ImageList(
+        source=source,
         root=root,
         names=names,
-        labels_n=labels_n,
+        labels_n=source.labels,
         shapes=tuple((0, 0) if isinstance(header, str) else header for header in headers),
-        class_to_idx=known,
+        class_to_idx=source.class_to_idx,
         broken={position: header for position, header in enumerate(headers) if isinstance(header, str)},
     )
 
@@ -105,7 +128,8 @@ def require_same_labels(images: ImageList, trained: dict[str, int] | None, num_o
 
 def _split_folder(data: Path, val_split: str, trained: dict[str, int]) -> Path:
     split = data / val_split
-    is_split = split.is_dir() and val_split not in trained and any(child.is_dir() for child in split.iterdir())
+    is_split = split.is_dir() and val_split not in trained
+    is_split = is_split and any(child.is_dir() or child.name == SHARD_INDEX for child in split.iterdir())
     return split if is_split else data
 
 
@@ -122,7 +146,7 @@ def _scan(folder: Path) -> ImageIndex:
 
 def _labelled(
     folder: Path, labels_file: Path, trained: dict[str, int] | None
-) -> tuple[Path, tuple[str, ...], np.ndarray, dict[str, int]]:
+) -> ImageIndex:
     """Images and labels of `image label` lines (spaces, tabs or commas; label: class name, or number counted from 0).
 
     The image may be named without its ending. Further columns and a header line of a CSV file are ignored. Every image of the
@@ -153,9 +177,9 @@ def _labelled(
     unnamed = sorted(set(files) - set(label_of))
     if unnamed:
         raise DataError(f"{labels_file} names {len(label_of)} of {len(files)} images in {folder}; first without a label: {unnamed[0]}")
-    names = tuple(sorted(label_of))
+    names = sorted(label_of)
     labels, class_to_idx = _numbers([label_of[name] for name in names], trained, labels_file)
-    return folder, names, np.asarray(labels, dtype=np.int64), class_to_idx
+    return ImageIndex(root=folder, paths=names, labels=np.asarray(labels, dtype=np.int64), class_to_idx=class_to_idx)
 
 
 def _numbers(labels: list[str], trained: dict[str, int] | None, labels_file: Path) -> tuple[list[int], dict[str, int]]:
@@ -168,10 +192,11 @@ def _numbers(labels: list[str], trained: dict[str, int] | None, labels_file: Pat
     return [class_to_idx[label] for label in labels], class_to_idx
 
 
-def _header(path: Path) -> tuple[int, int] | str:
-    """(height, width) as stored, or why the header cannot be read. Only the header is read."""
+def _header(source: ImageSource, image_id: int) -> tuple[int, int] | str:
+    """(height, width) as stored, or why the header cannot be read. Of a file, only the header is read."""
     try:
-        with Image.open(path) as image:
+        is_file = isinstance(source, ImageIndex)
+        with Image.open(source.name(image_id) if is_file else io.BytesIO(source.read(image_id))) as image:
             return image.height, image.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"no readable image header ({type(error).__name__})"

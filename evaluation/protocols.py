@@ -193,7 +193,7 @@ def broken_error(images: ImageList, broken: dict[int, str]) -> DataError:
     """The error for images that cannot be decoded, naming the first."""
     first = min(broken)
     return DataError(
-        f"{len(broken)} image{'s' if len(broken) > 1 else ''} cannot be decoded; first: {images.root / images.names[first]}: "
+        f"{len(broken)} image{'s' if len(broken) > 1 else ''} cannot be decoded; first: {images.source.name(first)}: "
         f"{broken[first]}. Replace it, or leave such images out, counted and named, with --on-broken skip"
     )
 

@@ -39,6 +39,7 @@ from evaluation.report import (
     write_json,
 )
 from evaluation.views import Pass
+from unitdist.data.reading import ImageSource
 from unitdist.errors import ConfigError
 from unitdist.train.agreement import agreed
 from unitdist.world import World
@@ -49,7 +50,7 @@ VIEWS_PER_FORWARD = {"cuda": 256, "cpu": 16}
 
 def evaluate(
     model_or_checkpoint: str | Path | nn.Module | Network,
-    data: str | Path,
+    data: str | Path | ImageSource,
     *,
     protocols: str | Sequence[str] = TABLE_3_PROTOCOLS,
     output: str | Path | None = None,
@@ -57,8 +58,9 @@ def evaluate(
     options: EvaluationOptions | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate on `data` (folder/<class>/<image>) by the given protocols ("all": crops, fully_convolutional, single, ten_crop).
+    """Evaluate on `data` by the given protocols ("all": crops, fully_convolutional, single, ten_crop).
 
+    `data`: folder/<class>/<image>, a folder of tars or TFRecords with their index, or a source that is open already.
     Returns protocol -> {"count", "top1", "top5" (percent), "top1_correct", "top5_correct", intervals, "scales", ...}, the
     same on every rank and for every number of ranks. `output`: folder for report.json, pictures, gallery and partial scores.
     `device` None: this rank's GPU if there is one; a network in memory is moved there, and is otherwise left as it was.
@@ -78,7 +80,7 @@ def evaluate(
     torch.backends.cudnn.benchmark = False  # a search among algorithms could end differently on another rank
     ranks = Ranks(world, use_cuda=device.type == "cuda")
     try:
-        return _evaluate(model_or_checkpoint, Path(data), names, folder, device, options, ranks, say)
+        return _evaluate(model_or_checkpoint, Path(data) if isinstance(data, str) else data, names, folder, device, options, ranks, say)
     finally:
         torch.backends.cudnn.benchmark = benchmark
         for module, training in modes:
@@ -88,7 +90,7 @@ def evaluate(
 
 def _evaluate(
     model_or_checkpoint: str | Path | nn.Module | Network,
-    data: Path,
+    data: Path | ImageSource,
     names: tuple[str, ...],
     folder: Path | None,
     device: torch.device,

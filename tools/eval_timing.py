@@ -28,6 +28,7 @@ from evaluation.ranks import Ranks
 from evaluation.run import VIEWS_PER_FORWARD, build_decoders
 from evaluation.views import Pass
 from unitdist.config import ModelConfig
+from unitdist.data.index import ImageIndex
 from unitdist.models.build import build_model
 from unitdist.world import World
 
@@ -174,10 +175,10 @@ def _obvious_loop(
 def some_images(images: ImageList, count: int) -> ImageList:
     """`count` images spread evenly over the list."""
     ids = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int).tolist()
-    return ImageList(
-        root=images.root, names=tuple(images.names[i] for i in ids), labels_n=images.labels_n[ids],
-        shapes=tuple(images.shapes[i] for i in ids), class_to_idx=images.class_to_idx, broken={},
-    )  # fmt: skip
+    names = [images.names[i] for i in ids]
+    return list_images(
+        ImageIndex(root=images.root, paths=names, labels=images.labels_n[ids], class_to_idx=images.class_to_idx)
+    )
 
 
 def surroundings(device: torch.device) -> dict[str, str]:

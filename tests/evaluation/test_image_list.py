@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from evaluation.image_list import ImageList, list_images, require_same_labels
+from unitdist.data.index import ImageIndex
 from unitdist.errors import ConfigError, DataError
 
 
@@ -128,9 +129,11 @@ def test_an_unreadable_header_is_counted_with_its_name(tmp_path: Path, small_val
 
 
 def build_list(class_to_idx: dict[str, int], labels: list[int]) -> ImageList:
+    names = ["a"] * len(labels)
     return ImageList(
+        source=ImageIndex(root=Path("data"), paths=names, labels=np.array(labels), class_to_idx=class_to_idx),
         root=Path("data"),
-        names=("a",) * len(labels),
+        names=tuple(names),
         labels_n=np.array(labels),
         shapes=((1, 1),) * len(labels),
         class_to_idx=class_to_idx,

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -8,11 +9,12 @@ import pytest
 from PIL import Image
 
 from evaluation.gallery import most_confident_errors, save_gallery
-from evaluation.image_list import ImageList
+from evaluation.image_list import ImageList, list_images
 from evaluation.options import ViewSettings, protocol_passes
 from evaluation.pictures import save_pictures
 from evaluation.report import ProtocolResult, console_table, paper_row, save_scores, summarize_protocol, write_json
 from evaluation.views import Pass
+from unitdist.data.index import ImageIndex
 from unitdist.errors import ConfigError
 
 PASSES = (Pass(kind="crops", scale_px=32, views=2), Pass(kind="crops", scale_px=40, views=10))
@@ -25,14 +27,9 @@ def images(tmp_path: Path) -> ImageList:
     for number in range(60):
         names.append(f"image{number:02d}.png")
         Image.new("RGB", (30, 20), (number * 4, 90, 30)).save(tmp_path / names[-1])
-    return ImageList(
-        root=tmp_path,
-        names=tuple(names),
-        labels_n=np.arange(60) % 6,
-        shapes=((20, 30),) * 60,
-        class_to_idx={"<b>ant & bee</b>": 0, "bee": 1, "cat": 2, "dog": 3, "eel": 4, "fox": 5},
-        broken={13: "cut off"},
-    )
+    classes = {"<b>ant & bee</b>": 0, "bee": 1, "cat": 2, "dog": 3, "eel": 4, "fox": 5}
+    listed = list_images(ImageIndex(root=tmp_path, paths=names, labels=np.arange(60) % 6, class_to_idx=classes))
+    return dataclasses.replace(listed, broken={13: "cut off"})
 
 
 @pytest.fixture
@@ -130,12 +127,15 @@ def test_pictures_are_written_with_content(result: ProtocolResult, tmp_path: Pat
 
 def test_a_thousand_classes_fit_into_the_pictures(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
+    names, labels = [f"{number}.jpg" for number in range(2000)], np.arange(2000) % 1000
+    classes = {f"n{number:08d}": number for number in range(1000)}
     many = ImageList(
+        source=ImageIndex(root=tmp_path, paths=names, labels=labels, class_to_idx=classes),
         root=tmp_path,
-        names=tuple(f"{number}.jpg" for number in range(2000)),
-        labels_n=np.arange(2000) % 1000,
+        names=tuple(names),
+        labels_n=labels,
         shapes=((1, 1),) * 2000,
-        class_to_idx={f"n{number:08d}": number for number in range(1000)},
+        class_to_idx=classes,
         broken={},
     )
     scores = {plan.name: rng.random((2000, 1000), dtype=np.float32) for plan in PASSES}

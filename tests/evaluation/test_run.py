@@ -17,6 +17,7 @@ from evaluation.partial import PartialScores, Scored
 from evaluation.protocols import assemble
 from evaluation.views import Pass
 from unitdist.config import Config, DataConfig, EvaluationConfig
+from unitdist.data.index import ImageIndex
 from unitdist.errors import ConfigError, DataError
 
 SMALL = EvaluationOptions(
@@ -221,14 +222,14 @@ def test_an_image_that_vanishes_is_an_error(
 ) -> None:
     files = sorted(broken_val.rglob("*_00*.jpg"))
     files[9].unlink()
-    original = Path.read_bytes
+    original = ImageIndex.read
 
-    def vanish(self: Path) -> bytes:
-        if self.name == files[20].name:
-            raise FileNotFoundError(2, "No such file or directory", str(self))
-        return original(self)
+    def vanish(self: ImageIndex, sample_id: int) -> bytes:
+        if self.name(sample_id) == str(files[20]):
+            raise FileNotFoundError(2, "No such file or directory", self.name(sample_id))
+        return original(self, sample_id)
 
-    monkeypatch.setattr(Path, "read_bytes", vanish)
+    monkeypatch.setattr(ImageIndex, "read", vanish)
     with pytest.raises(DataError, match=f"cannot read {files[20]}: No such file"):
         run(tiny_net, broken_val, None, "single", on_broken="skip")
 
