@@ -4,16 +4,13 @@ python tools/export.py --checkpoint runs/demo/best.pt --output exported/demo --o
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from unitdist.errors import ConfigError  # noqa: E402
 from unitdist.export import export_onnx  # noqa: E402
-from unitdist.hub import export_checkpoint, load_pretrained  # noqa: E402
+from unitdist.hub import export_checkpoint, load_pretrained, read_report  # noqa: E402
 from unitdist.train.agreement import reporting_errors  # noqa: E402
 from unitdist.train.checkpoint import read_checkpoint  # noqa: E402
 from unitdist.world import World  # noqa: E402
@@ -33,16 +30,6 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_report(file: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--evaluation: cannot read {file}: {error}") from None
-    if not isinstance(report, dict) or "protocols" not in report:
-        raise ConfigError(f"--evaluation: {file} is no report.json of evaluation/multi_scale.py")
-    return report
-
-
 def main() -> None:
     arguments = parse()
     with reporting_errors(World.single(), debug=arguments.debug):
@@ -50,18 +37,18 @@ def main() -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    evaluation = None if arguments.evaluation is None else read_report(arguments.evaluation)
     description = export_checkpoint(
         read_checkpoint(arguments.checkpoint),
         arguments.output,
         weights=arguments.weights,
-        evaluation=evaluation,
+        evaluation=None if arguments.evaluation is None else read_report(arguments.evaluation),
         license=arguments.license,
     )
     model = load_pretrained(arguments.output)
     if arguments.onnx:
-        side_px, channels = description["preprocessing"]["image_size_px"], len(description["preprocessing"]["mean"])
-        export_onnx(model, arguments.output / "model.onnx", image_size_px=side_px, channels=channels)
+        given = description["preprocessing"]
+        onnx_file = arguments.output / "model.onnx"
+        export_onnx(model, onnx_file, image_size_px=given["image_size_px"], channels=given["channels"])
     print(f"wrote {', '.join(sorted(file.name for file in arguments.output.iterdir()))} to {arguments.output}")
 
 

@@ -9,7 +9,7 @@ config.json, format "unitdist-hub-1":
 | weights | {"file", "sha256", "source": model or model_ema, "num_parameters"} |
 | classes | class names in the order of the logits |
 | norm_divisors | layer name -> n, as stored in the weights |
-| preprocessing | image_size_px, resize_px (shorter side), crop, interpolation, mean, std |
+| preprocessing | channels, image_size_px, resize_px (shorter side), crop, interpolation, mean, std |
 | recipe | the run's whole config |
 | results | epoch, step; validation in percent; the protocols of an evaluation report, shares in [0, 1] |
 | versions | unitdist, torch, Python, ranks of the run |
@@ -29,7 +29,7 @@ from unitdist.config import Config, ModelConfig
 from unitdist.config_file import config_from_dict
 from unitdist.errors import CheckpointError, ConfigError
 from unitdist.model_card import model_card
-from unitdist.models.build import build_model
+from unitdist.models.build import build_model, input_channels
 from unitdist.train.checkpoint import load_model_state
 
 FORMAT = "unitdist-hub-1"
@@ -137,6 +137,17 @@ def read_description(source: str | Path) -> dict[str, Any]:
     return description
 
 
+def read_report(file: Path) -> dict[str, Any]:
+    """A report.json of the evaluation module. Raises ConfigError when it cannot be read or is something else."""
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--evaluation: cannot read {file}: {error}") from None
+    if not isinstance(report, dict) or "protocols" not in report:
+        raise ConfigError(f"--evaluation: {file} is no report.json of evaluation/multi_scale.py")
+    return report
+
+
 def _folder_of(source: str | Path) -> Path:
     """The local folder; a hub's repository is downloaded, and only where the source says "hf:"."""
     if not str(source).startswith(HUB_PREFIX):
@@ -175,6 +186,7 @@ def _preprocessing(config: Config) -> dict[str, Any]:
     data = config.data
     from_files = data.dataset == "image_folder"
     return {
+        "channels": input_channels(config.model),
         "image_size_px": data.image_size_px,
         "resize_px": data.val_resize_px if from_files else data.image_size_px,
         "crop": "center",

@@ -136,6 +136,7 @@ def test_config_json_says_what_a_user_needs(exported: tuple[Path, nn.Module]) ->
     assert description["classes"] == ["bird", "cat", "dog"]
     assert description["norm_divisors"]["stages.0.0.norm1"] == 16**2 and len(description["norm_divisors"]) == 16
     assert description["preprocessing"] == {
+        "channels": 3,
         "image_size_px": 64,
         "resize_px": 73,
         "crop": "center",
@@ -192,6 +193,19 @@ def test_converted_timm_model_goes_round(tmp_path: Path) -> None:
     description = hub.export_checkpoint(checkpoint, tmp_path)
     assert torch.equal(unitdist.load_pretrained(tmp_path)(images()), net(images()))
     assert "architecture" not in description
+
+
+def test_grayscale_net_goes_round(tmp_path: Path) -> None:
+    config = Config(
+        model=ModelConfig(name="mnist_resnet8", num_classes=3),
+        data=DataConfig(dataset="mnist", loader="resident", augmentation="none", image_size_px=28),
+    )
+    checkpoint, net = make_checkpoint(config)
+    description = hub.export_checkpoint(checkpoint, tmp_path)
+    x_nchw = torch.randn(2, description["preprocessing"]["channels"], 28, 28)
+    assert x_nchw.shape[1] == 1
+    assert torch.equal(unitdist.load_pretrained(tmp_path)(x_nchw), net(x_nchw))
+    assert "28 x 28 px; values in" in (tmp_path / "README.md").read_text()
 
 
 def test_repository_is_downloaded_only_where_the_source_says_so(

@@ -60,8 +60,13 @@ def build_model(
         he_init(model)
     has_images = any(isinstance(module, Unitization2d) for module in model.modules())
     if has_images and config.norm_divisor is None and config.norm_scope == "image":
-        set_norm_divisors(model, image_size_px, channels=1 if config.name in _GRAYSCALE_NETS else 3)
+        set_norm_divisors(model, image_size_px, channels=input_channels(config))
     return compile_norms(model) if config.compile_norm else model
+
+
+def input_channels(config: ModelConfig) -> int:
+    """Channels of the images that the net takes: 1 for the MNIST nets, 3 for all others."""
+    return 1 if config.name in _GRAYSCALE_NETS else 3
 
 
 def _build_cifar_resnet(depth: int, in_channels: int = 3) -> _Build:
