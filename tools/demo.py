@@ -41,7 +41,7 @@ def main() -> None:
     )
     stage("training", [*torchrun, "launch/train.py", "--config", "demo.yaml"], seconds)
     evaluate = ["evaluation/multi_scale.py", "--checkpoint", "runs/demo/best.pt", "--data", "sample_data/val"]
-    stage("evaluation", [*torchrun, *evaluate, "--protocol", "all", "--output", "runs/demo/evaluation"], seconds)
+    stage("evaluation", [*torchrun, *evaluate, "--output", "runs/demo/evaluation"], seconds)
     show(seconds, ranks, "GPU" if on_gpu else "CPU process")
 
 
@@ -59,7 +59,8 @@ def show(seconds: dict[str, float], ranks: int, kind: str) -> None:
     print(f"\ntraining: {rate:.0f} images/s on {ranks} x {kind}; chance is {100 / 16:.2f} %")
     for name, value in seconds.items():
         print(f"{name:<24}{value:>8.1f} s")
-    print(f"\nrun folder: {RUN.relative_to(ROOT)} (tensorboard --logdir {RUN.relative_to(ROOT)}/tensorboard)")
+    run = RUN.relative_to(ROOT)
+    print(f"\nrun folder: {run} (tensorboard --logdir {run}/tensorboard; pictures and errors in {run}/evaluation)")
 
 
 if __name__ == "__main__":

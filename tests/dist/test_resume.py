@@ -28,13 +28,14 @@ def test_killed_and_resumed_run_equals_the_undisturbed_run(sample_data: Path, tm
 
 
 def test_resume_moves_between_engines_and_world_sizes(sample_data: Path, tmp_path: Path) -> None:
-    """10 steps under DDP on 2 ranks, 6 under ZeRO 2 on 2 ranks, the rest in one process, against one undisturbed process."""
+    """10 steps under DDP on 2 ranks, 4 under ZeRO 2 and 4 under ZeRO 3, the rest in one process, against one undisturbed process."""
     shared = ["--config", CONFIG, f"data.path={sample_data}", f"run.folder={tmp_path}"]
     whole = train(torchrun(1), *shared, "run.name=whole")
     assert whole.returncode == 0, whole.stderr[-3000:]
     parts = [
         (2, ["train.max_steps=10"]),
-        (2, ["train.max_steps=16", "train.engine=deepspeed", "train.zero_stage=2"]),
+        (2, ["train.max_steps=14", "train.engine=deepspeed", "train.zero_stage=2"]),
+        (2, ["train.max_steps=18", "train.engine=deepspeed", "train.zero_stage=3"]),
         (1, []),
     ]
     for ranks, changes in parts:

@@ -84,6 +84,7 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
         state=TrainState(),
         sums=TrainSums(engine.device),
         stop=stop,
+        num_parameters=sum(parameter.numel() for parameter in module.parameters()),  # before ZeRO 3 shards them
         mixup=build_mixup(
             mixup_alpha=config.train.mixup_alpha,
             cutmix_alpha=config.train.cutmix_alpha,
@@ -134,11 +135,9 @@ def open_records(run: Run, resources: ExitStack) -> None:
     resources.callback(run.progress.close)
     world = run.engine.world
     peak = peak_learning_rate(config.optim, global_batch_size=config.data.global_batch_size)
-    assert run.engine.module is not None
     statistics = run.split.sync_group_size * run.split.per_rank_batch_size
-    parameters = sum(parameter.numel() for parameter in run.engine.module.parameters())
     run.progress.say(
-        f"{config.model.name} ({config.model.norm}, {parameters:,} parameters) on {world.size} x {run.engine.device.type}, "
+        f"{config.model.name} ({config.model.norm}, {run.num_parameters:,} parameters) on {world.size} x {run.engine.device.type}, "
         f"{config.train.engine}, {config.train.precision}; run folder {run.folder.path}\n"
         f"batch {config.data.global_batch_size} = {world.size} ranks x {config.train.accumulation_steps} accumulation x "
         f"{run.split.per_rank_batch_size} images; statistics over {statistics} images; peak lr {peak:g}\n"

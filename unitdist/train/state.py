@@ -46,6 +46,7 @@ class Run:
     sums: TrainSums
     mixup: Any
     stop: StopRequest
+    num_parameters: int
     average: WeightAverage | None = None
     monitor: ShiftMonitor | None = None
     record: Record | None = None
