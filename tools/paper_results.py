@@ -2,22 +2,19 @@
 
 import json
 import platform
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from paper_experiments import Experiment
-from paper_run import config_path, epoch_records, run_folder
+from paper_run import COMMIT_FILE, config_path, epoch_records, run_folder
 
 from unitdist.config_file import load_config
 from unitdist.errors import ConfigError
 
 Results = dict[str, Any]
 """{"experiment", "config", "commit", "torch", "hardware", "runs": {arm: {seed: run}}}; run: see `_run`."""
-
-ROOT = Path(__file__).resolve().parent.parent
 
 PER_EPOCH = {
     "accuracy": ("epoch", "lr", "train_loss", "val_top1"),
@@ -41,7 +38,7 @@ def collect(experiment: Experiment, runs: Path, results: Path) -> Path:
         "experiment": experiment.name,
         "config": f"configs/paper/{experiment.config}",
         "collected": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "commit": _commits(experiment, runs),
         "torch": torch.__version__,
         "hardware": hardware(),
         "runs": found,
@@ -125,7 +122,7 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+def _commits(experiment: Experiment, runs: Path) -> str:
+    """The commits that the runs were started from."""
+    files = sorted((runs / experiment.name).glob(f"*/{COMMIT_FILE}"))
+    return ", ".join(sorted({file.read_text().strip() for file in files})) or "not recorded"

@@ -18,6 +18,8 @@ from unitdist.config_file import load_config
 from unitdist.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMIT_FILE = "commit.txt"
+"""In each run folder: the commit that the run was last started from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +130,7 @@ def _work(experiment: Experiment, waiting: "queue.SimpleQueue[Plan]", failed: li
         except queue.Empty:
             return
         plan.folder.mkdir(parents=True, exist_ok=True)
+        (plan.folder / COMMIT_FILE).write_text(current_commit() + "\n")
         log = plan.folder / "log.txt"
         print(f"{plan.name}: training, log in {log}", flush=True)
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})
@@ -145,3 +148,11 @@ def command(experiment: Experiment, plan: Plan) -> list[str]:
     """The command line of one run: what a user would type."""
     script, config = ROOT / "launch" / "train.py", config_path(experiment)
     return [sys.executable, str(script), "--config", str(config), "--resume", "auto", *plan.overrides]
+
+
+def current_commit() -> str:
+    """The repository's commit, with -dirty where files differ from it; "unknown" outside a repository."""
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
