@@ -7,6 +7,7 @@ import torch
 from measurement import ratio, summary, time_interleaved, weighted_total
 from norm_candidates import ERROR_LIMIT, RESNET101_SHAPES, Candidate, make_candidate, worst_error
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 PASSES = {"forward": 3, "backward": 5, "both": 8}
 ROTATED_BYTES = 256 * 2**20  # more than four times the L2 cache of an H200, so that every pass comes from memory
@@ -79,10 +80,33 @@ def _one_shape(settings: Settings, channels: int, side: int) -> dict[str, Any]:
                 )
     made = {name: make_candidate(name, channels, side, settings.device) for name in settings.candidates}
     times = {part: _time(settings, part, made, pairs) for part in settings.parts}
-    return {"errors": errors, "times": times, "copy": _copy_time(settings, pairs), "bytes": size}
+    launches = {name: _launches(settings, candidate, pairs) for name, candidate in made.items()}
+    return {
+        "errors": errors,
+        "times": times,
+        "copy": _copy_time(settings, pairs),
+        "bytes": size,
+        "launches": launches,
+    }
+
+
+def _launches(settings: Settings, candidate: Candidate, pairs: Any) -> int | None:
+    """Kernels launched by one forward and backward pass; None on the CPU."""
+    if settings.device.type != "cuda":
+        return None
+    step = _step(candidate, "both", pairs[:1])
+    step()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        step()
+        torch.cuda.synchronize()
+    return sum(event.count for event in seen.key_averages() if "LaunchKernel" in event.key)
 
 
 def _time(settings: Settings, part: str, made: dict[str, Candidate], pairs: Any) -> dict[str, list[float]]:
+    if settings.graph and part == "backward":
+        # Autograd runs a backward pass on its forward's stream, which a capture may not touch: take the difference.
+        both, forward = (_time(settings, other, made, pairs) for other in ("both", "forward"))
+        return {name: [b - f for b, f in zip(both[name], forward[name], strict=True)] for name in made}
     steps = {name: _step(candidate, part, pairs) for name, candidate in made.items()}
     if settings.graph:
         steps = {name: _captured(step) for name, step in steps.items()}
@@ -102,6 +126,7 @@ def _step(candidate: Candidate, part: str, pairs: Any) -> Any:
 
 
 def _captured(step: Any) -> Any:
+    """The step as a CUDA graph, without the cost of launching its kernels one by one."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -138,7 +163,13 @@ def _summarize(row: dict[str, Any], settings: Settings) -> dict[str, Any]:
             seen = summary([value / copies for value in values])
             floor = PASSES[part] / 2 * copy_ms  # a copy is two passes
             parts[part][name] = {**seen, "share_of_copy_bandwidth": floor / seen["median"]}
-    return {"errors": row["errors"], "copy_ms": copy_ms, "copy_gb_per_s": 2 * row["bytes"] / copy_ms / 1e6, "ms": parts}
+    return {
+        "launches": row["launches"],
+        "errors": row["errors"],
+        "copy_ms": copy_ms,
+        "copy_gb_per_s": 2 * row["bytes"] / copy_ms / 1e6,
+        "ms": parts,
+    }
 
 
 def _line(row: dict[str, Any], settings: Settings) -> str:
@@ -147,4 +178,6 @@ def _line(row: dict[str, Any], settings: Settings) -> str:
     shares = [f"{p} {row['ms'][p]['unitization']['share_of_copy_bandwidth']:.2f}" for p in settings.parts]
     error = max(row["errors"].values(), default=0.0)
     head = f"C {row['channels']:4} HW {row['side']:2} x{row['layers']:<2}"
+    launches = [f"{name} {count}" for name, count in row["launches"].items() if count is not None]
+    head += f" launches: {', '.join(launches)}" if launches else ""
     return f"{head} {part} ms: {', '.join(cells)} | of copy bandwidth at 3/5/8 passes: {', '.join(shares)} | error {error:.0e}"

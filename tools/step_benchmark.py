@@ -110,23 +110,26 @@ def make_step(norm: str, mode: str, batch: int, settings: Settings) -> Callable[
             loss = F.cross_entropy(forward(images), labels)
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=mode != "graph")
         return loss
 
-    return _captured(step, net) if mode == "graph" else step
+    def step_and_clear() -> None:
+        step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return _captured(step, step_and_clear) if mode == "graph" else step_and_clear
 
 
-def _captured(step: Callable[[], Tensor], net: nn.Module) -> Callable[[], object]:
+def _captured(step: Callable[[], object], step_and_clear: Callable[[], None]) -> Callable[[], object]:
+    """A CUDA graph of the step. Captured without gradients, the backward pass writes them anew at every replay."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            step()
+            step_and_clear()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    assert next(net.parameters()).grad is not None
     return graph.replay
 
 
