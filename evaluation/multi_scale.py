@@ -13,12 +13,14 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from evaluation import TABLE_3_PROTOCOLS, evaluate  # noqa: E402
 from evaluation.arguments import options_from_arguments, parser  # noqa: E402
 from unitdist.train.agreement import reporting_errors  # noqa: E402
-from unitdist.world import World  # noqa: E402
+from unitdist.world import World, announce_world  # noqa: E402
 
 
 def main() -> None:
     arguments = parser().parse_args()
-    with reporting_errors(World.from_environment(), debug=arguments.debug):
+    with reporting_errors(World.single(), debug=arguments.debug):
+        world = announce_world()
+    with reporting_errors(world, debug=arguments.debug):
         evaluate(
             arguments.checkpoint,
             arguments.data,
