@@ -11,14 +11,16 @@ from unitdist.world import World
 
 
 def evaluate_run(config: Config, folder: Path, world: World) -> None:
-    """Evaluate folder/best.pt on the validation split of the training's data; the report goes to folder/evaluation.
+    """Evaluate the training's best.pt (last.pt where it was too short for a validation) on its validation split.
 
-    Collective. Scales, crop and averaging are those of the config's `evaluation` section, which the checkpoint holds.
+    The report goes to folder/evaluation. Collective. Scales, crop and averaging are those of the config's `evaluation`
+    section, which the checkpoint holds.
     """
     with agreed(world):
         source = open_source(config.data, Path(config.data.path).expanduser() / config.data.val_split)
+    best = folder / "best.pt"
     evaluate(
-        folder / "best.pt",
+        best if best.exists() else folder / "last.pt",
         source,
         protocols=config.evaluation.protocols,
         output=folder / "evaluation",

@@ -46,6 +46,14 @@ def test_the_protocols_of_the_config_are_run_on_the_best_checkpoint(
     assert "single: cifar_resnet20, unitization; 34 images" in capsys.readouterr().out
 
 
+def test_without_a_best_checkpoint_the_last_one_is_evaluated(finished_run: tuple[Config, Path]) -> None:
+    config, folder = finished_run
+    (folder / "best.pt").rename(folder / "last.pt")
+    section = dataclasses.replace(config.evaluation, protocols=("single",))
+    evaluate_run(dataclasses.replace(config, evaluation=section), folder, World.single())
+    assert json.loads((folder / "evaluation" / "report.json").read_text())["network"]["source"] == "last.pt"
+
+
 def test_a_split_of_tars_is_evaluated_like_its_folder(finished_run: tuple[Config, Path], tmp_path: Path) -> None:
     config, folder = finished_run
     evaluate_run(config, folder, World.single())
