@@ -1,7 +1,7 @@
 """The world as each launcher announces it. The environments are recorded from the launchers, cut to what matters.
 
-torchrun 2.15, accelerate 1.15, deepspeed 0.19.8 and SLURM 22.05 were recorded here; Open MPI, MPICH and Intel MPI are from
-their manuals.
+torchrun 2.15, accelerate 1.15, deepspeed 0.19.8, SLURM 22.05 and Open MPI 4.1 were recorded; MPICH and Intel MPI are from their
+manuals.
 """
 
 import os

@@ -210,7 +210,7 @@ def _refuse_lonely_process(env: Mapping[str, str]) -> None:
         if "SLURM_JOB_ID" in env and name in env and _number(env, name) > 1:
             raise ConfigError(
                 f"this SLURM job has {env[name]} {things} ({name}), but one process was started in its batch shell; start with "
-                "srun python launch/train.py, or with launch/slurm/submit.py"
+                "srun python ..., or with launch/slurm/submit.py"
             )
 
 

@@ -1,6 +1,7 @@
 """Jobs over two nodes as each launcher starts them, here both on this machine with one rank each."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -40,10 +41,15 @@ def deepspeed_nodes(port: str, folder: Path) -> list[tuple[list[str], dict[str, 
     return [([*command, f"--master_port={port}", f"--node_rank={node}"], {}) for node in (0, 1)]
 
 
-@pytest.mark.parametrize("launcher", ["srun", "accelerate", pytest.param("deepspeed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "launcher", ["srun", "mpirun", "accelerate", pytest.param("deepspeed", marks=pytest.mark.slow)]
+)
 def test_two_nodes_are_one_training(launcher: str, sample_data: Path, tmp_path: Path) -> None:
     port = free_port()
+    if launcher == "mpirun" and shutil.which("mpirun") is None:
+        pytest.skip("mpirun is not installed (Debian: openmpi-bin)")
     nodes = {
+        "mpirun": lambda: [(["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2", sys.executable], {})],
         "srun": lambda: srun_tasks(port),
         "accelerate": lambda: accelerate_nodes(port),
         "deepspeed": lambda: deepspeed_nodes(port, tmp_path),
@@ -71,7 +77,7 @@ def test_two_nodes_are_one_training(launcher: str, sample_data: Path, tmp_path: 
     finally:
         for job in jobs:
             job.kill()
-    assert [job.returncode for job in jobs] == [0, 0], "\n".join(outputs)[-4000:]
+    assert not any(job.returncode for job in jobs), "\n".join(outputs)[-4000:]
     assert "2 ranks x" in "\n".join(outputs)
     assert json.loads((tmp_path / "small" / "status.json").read_text()) == {
         "state": "finished",
@@ -83,7 +89,7 @@ def test_two_nodes_are_one_training(launcher: str, sample_data: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("surroundings", "part"),
     [
-        ({"SLURM_JOB_ID": "3", "SLURM_NTASKS": "4"}, "start with srun python launch/train.py"),
+        ({"SLURM_JOB_ID": "3", "SLURM_NTASKS": "4"}, "start with srun python ..., or"),
         (
             {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
             "4 lonely trainings",
