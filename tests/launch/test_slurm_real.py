@@ -23,7 +23,7 @@ def job_fields(job: str, slurm: dict[str, str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in shown.stdout.split() if "=" in word)
 
 
-def wait_until(condition: Callable[[], bool], what: str, log: Path, timeout_s: float = 240) -> None:
+def wait_until(condition: Callable[[], bool], what: str, log: Path, timeout_s: float = 400) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what}\n{log.read_text() if log.exists() else ''}"
