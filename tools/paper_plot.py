@@ -137,7 +137,7 @@ def draw_accuracy(experiment: Experiment, results: Results) -> Figure:
         if not values and not arm.paper:
             axis.text(0.01, row, "not run", va="center", transform=axis.get_yaxis_transform())
     axis.set_yticks(range(len(experiment.arms)), [arm.label for arm in experiment.arms])
-    axis.invert_yaxis()
+    axis.set_ylim(len(experiment.arms) - 0.5, -0.5)
     crosses = ", x the paper's" if any(arm.paper for arm in experiment.arms) else ""
     axis.set_xlabel(f"{metric.replace('val_', 'test ')} in percent (o runs, | median{crosses})")
     return figure
