@@ -73,12 +73,14 @@ def main() -> None:
             return
         from unitdist.train.engine import stop_engine  # after the config is known to be good: this import takes seconds
         from unitdist.train.loop import train
+        from unitdist.train.run_folder import finish_status
 
         folder = train(config, resume=arguments.resume)
         if config.evaluation.protocols:
             from evaluation.after_training import evaluate_run
 
             evaluate_run(config, folder, world)
+            finish_status(folder, world)
         stop_engine()
 
 

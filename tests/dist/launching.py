@@ -15,7 +15,8 @@ def environment(**extra: str) -> dict[str, str]:
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("ACCELERATE_", "PYTEST_", "TORCHELASTIC_"))
-        and key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONWARNINGS")
+        and key
+        not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONWARNINGS")
     }
     kept.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions"))
     return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"} | extra
@@ -28,7 +29,13 @@ def torchrun(ranks: int) -> list[str]:
 def launch(command: list[str], *, timeout_s: int = 240, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run to the end in the repository's root; stdout and stderr as text."""
     return subprocess.run(
-        command, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+        command,
+        cwd=ROOT,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
     )
 
 

@@ -40,7 +40,8 @@ def train(config: Config, *, resume: str | None = None) -> Path:
                 write_status(run.folder.path, "failed", step=run.state.step, reason=str(error))
             raise
         if world.is_main:
-            write_status(run.folder.path, "finished", step=run.state.step)
+            state = "evaluating" if config.evaluation.protocols else "finished"  # the caller evaluates
+            write_status(run.folder.path, state, step=run.state.step)
     engine.barrier()
     return run.folder.path
 

@@ -10,6 +10,7 @@ from typing import IO
 
 from unitdist.config import Config
 from unitdist.errors import ConfigError
+from unitdist.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,8 @@ def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
 
 
 def write_status(path: Path, state: str, *, step: int, reason: str = "") -> None:
-    """status.json: {"state": "running" | "stopped" | "finished" | "failed", "step", "reason"}, replaced atomically by rank 0.
+    """status.json: {"state": "running" | "evaluating" | "stopped" | "finished" | "failed", "step", "reason"},
+    replaced atomically by rank 0.
 
     torchrun turns every worker's exit code into 1, so this is what a scheduler's script reads; "running" with no job means
     that the job was killed.
@@ -67,6 +69,13 @@ def write_status(path: Path, state: str, *, step: int, reason: str = "") -> None
     temporary = path / ".status.tmp"
     temporary.write_text(json.dumps({"state": state, "step": step, "reason": reason}) + "\n")
     temporary.replace(path / "status.json")
+
+
+def finish_status(path: Path, world: World) -> None:
+    """status.json from "evaluating" to "finished", by rank 0, once the protocols at the end of training are done."""
+    if world.is_main:
+        step = json.loads((path / "status.json").read_text())["step"]
+        write_status(path, "finished", step=step)
 
 
 def lock_run_folder(path: Path) -> IO[str]:
