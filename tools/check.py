@@ -4,6 +4,7 @@
 """
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -30,7 +31,13 @@ def main() -> int:
         workers = str(max(2, (os.cpu_count() or 2)))
         commands.append(["pytest", "-n", workers, "--dist", "loadfile", "-m", marks, "--durations", "15"])
     # One thread a process: the tests' ranks share the cores, and oversubscription costs more than it brings.
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "TORCH_EXTENSIONS_DIR": str(ROOT / ".cache" / "torch_extensions"),
+        **os.environ,
+    }
+    if chosen.tests or every:
+        build_deepspeed_extension(environment)
     failed = [
         " ".join(command)
         for command in commands
@@ -45,6 +52,20 @@ def main() -> int:
     for command in failed:
         print(f"failed: {command}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def build_deepspeed_extension(environment: dict[str, str]) -> None:
+    """DeepSpeed compiles a small extension at its first use on a CPU. Once, here: a rank killed while it compiles would
+    leave a lock on which every later run hangs."""
+    if importlib.util.find_spec("deepspeed") is None:
+        return
+    code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load()"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "DS_ACCELERATOR": "cpu"},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 if __name__ == "__main__":
