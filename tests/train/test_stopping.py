@@ -1,12 +1,21 @@
 """unitdist.train.stopping: the first signal is a request, its repeats are not, a later one is an order."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.dist.jobs import assert_same_result
+from tests.dist.launching import ROOT
+from unitdist.config_file import load_config
+from unitdist.train import loop
+from unitdist.train.loop import train
+from unitdist.train.run_folder import finish_status
 from unitdist.train.stopping import REPEAT_S, Stopped, StopRequest
 from unitdist.world import World
 
@@ -35,3 +44,39 @@ def test_a_later_second_signal_leaves_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + signal.SIGUSR1 and "still here" not in done.stdout
     assert REPEAT_S < 30
+
+
+def test_a_run_stopped_in_validation_validates_again(
+    sample_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = [f"data.path={sample_data}", f"run.folder={tmp_path}", "train.epochs=2", "data.global_batch_size=64"]
+    small = ROOT / "tests" / "dist" / "small.yaml"
+    train(load_config(small, [*shared, "run.name=undisturbed"]))
+    run = load_config(small, [*shared, "run.name=stopped"])
+    validate = loop.validate
+
+    def told_to_stop(*args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", told_to_stop)
+        with pytest.raises(Stopped, match=r"stopped at step 3 \(SIGTERM\), saved; go on with --resume auto"):
+            train(run)
+    assert json.loads((tmp_path / "stopped" / "status.json").read_text())["state"] == "stopped"
+    train(run, resume="auto")
+    assert_same_result(tmp_path / "stopped", tmp_path / "undisturbed")
+
+
+def test_a_run_is_not_finished_before_its_protocols_are(sample_data: Path, tmp_path: Path) -> None:
+    overrides = [
+        f"data.path={sample_data}",
+        f"run.folder={tmp_path}",
+        "run.name=a",
+        "train.max_steps=1",
+        "evaluation.protocols=[single]",
+    ]
+    folder = train(load_config(ROOT / "tests" / "dist" / "small.yaml", overrides))
+    assert json.loads((folder / "status.json").read_text()) == {"state": "evaluating", "step": 1, "reason": ""}
+    finish_status(folder, World.single())
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 
 from unitdist.errors import TrainingError, UnitdistError
@@ -78,7 +77,8 @@ def reporting_errors(world: World, *, debug: bool) -> Iterator[None]:
             raise
         if debug:
             traceback.print_exc()
-        _say(world, "lost contact with another rank, whose own message says why it left")
+        reason = str(error).strip().partition("\n")[0]
+        _say(world, f"lost contact with another rank, whose own message says why it left ({reason})")
         _leave(TrainingError.exit_code)
 
 
@@ -101,6 +101,5 @@ def _say(world: World, message: str, kind: str = "error: ") -> None:
 
 
 def _leave(code: int) -> None:
-    if torch.cuda.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    """No farewell to the process group: it would wait for ranks that may be gone."""
     sys.exit(code)

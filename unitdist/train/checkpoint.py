@@ -115,7 +115,7 @@ def load_model_state(model: nn.Module, state: dict[str, torch.Tensor], source: s
     if without_divisor and len(without_divisor) == len(missing) and not unknown and not reshaped:
         raise CheckpointError(
             f"{source} has no norm divisors (first: {without_divisor[0]}); n is part of a Unitization model and must not "
-            "be guessed from the test images"
+            "be guessed from the test images; fix it with set_norm_divisors(model, image_size) for the training resolution and save again"
         )
     if missing or unknown or reshaped:
         details = [f"{len(missing)} missing (first: {missing[0]})"] if missing else []
