@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from loader_measurements import noisy_set, print_report
-
 from sample_data import make_sample_data
 
 

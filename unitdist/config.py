@@ -91,7 +91,12 @@ class ModelConfig:
             value = getattr(self, key)
             _require(value is None or value >= 1, f"model.{key}", ">= 1 or null", value)
         for key in ("fold_residual", "overlap_sync", "compile_norm"):
-            _require(self.norm == "unitization" or not getattr(self, key), f"model.{key}", "false for another norm than unitization", True)
+            _require(
+                self.norm == "unitization" or not getattr(self, key),
+                f"model.{key}",
+                "false for another norm than unitization",
+                True,
+            )
         given = (self.group_norm_groups is not None) + (self.group_norm_channels is not None)
         if self.norm == "groupnorm" and given != 1:
             raise ConfigError(
@@ -197,7 +202,9 @@ class DataConfig:
         if self.dataset != "image_folder" and self.source != "folder":
             raise ConfigError(f"data.source: {self.source} is for data.dataset: image_folder, not {self.dataset}")
         if self.dataset != "image_folder" and (self.randaugment_operations or self.erasing_probability):
-            raise ConfigError(f"data.randaugment_operations and data.erasing_probability are not for data.dataset: {self.dataset}")
+            raise ConfigError(
+                f"data.randaugment_operations and data.erasing_probability are not for data.dataset: {self.dataset}"
+            )
         _require(0 <= self.max_broken_share <= 1, "data.max_broken_share", "in [0, 1]", self.max_broken_share)
         _require(0 <= self.hw_decoder_load <= 1, "data.hw_decoder_load", "in [0, 1]", self.hw_decoder_load)
         _require(
@@ -218,9 +225,15 @@ class DataConfig:
             raise ConfigError(
                 f"data.val_resize_px: {self.val_resize_px} is smaller than the crop data.image_size_px: {self.image_size_px}"
             )
-        ours = ("pad_crop_flip", "none") if self.dataset in ("mnist", "cifar10", "cifar100") else ("scale", "random_resized_crop", "none")
+        ours = (
+            ("pad_crop_flip", "none")
+            if self.dataset in ("mnist", "cifar10", "cifar100")
+            else ("scale", "random_resized_crop", "none")
+        )
         if self.augmentation not in ours and self.dataset != "synthetic":
-            raise ConfigError(f"data.augmentation: {self.augmentation} is not for data.dataset: {self.dataset}; allowed: {', '.join(ours)}")
+            raise ConfigError(
+                f"data.augmentation: {self.augmentation} is not for data.dataset: {self.dataset}; allowed: {', '.join(ours)}"
+            )
         allowed = {"image_folder": ("dali", "torchvision"), "synthetic": ("synthetic",)}.get(
             self.dataset, ("resident",)
         )
