@@ -25,16 +25,12 @@ from unitdist.errors import CheckpointError, ConfigError
 from unitdist.layers import Unitization2d, convert_unitization, missing_norm_divisors, set_norm_divisors
 from unitdist.models.build import build_model
 from unitdist.train.checkpoint import FORMAT, load_model_state, read_file
+from unitdist.train.init_from import EMA_KEYS, MODEL_KEYS, plain_name
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 State = dict[str, torch.Tensor]
-
-EMA_KEYS = ("model_ema", "state_dict_ema", "ema_state_dict")
-MODEL_KEYS = ("model", "state_dict", "model_state", "model_state_dict")
-PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel, DDP and torch.compile put before every name."""
 
 WAY_OUT = "--norm-divisor-from-image-size 224 (the training's image size)"
 
@@ -159,16 +155,10 @@ def _choose_weights(content: dict[str, Any], wanted: str, path: Path) -> tuple[S
         raise ConfigError(f"--weights ema: {path} holds no averaged weights ({', '.join(EMA_KEYS)})")
     key = averaged if averaged is not None and wanted != "model" else plain
     state = content if key is None else content[key]
-    tensors = {_plain_name(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    tensors = {plain_name(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
     if not tensors or (key is None and len(tensors) < len(state)):
         raise CheckpointError(f"{path} holds no state dict (looked for {', '.join(MODEL_KEYS + EMA_KEYS)}; found {_first(content)})")
     return tensors, "ema" if key is not None and key == averaged else "model"
-
-
-def _plain_name(name: str) -> str:
-    while name.startswith(PREFIXES):
-        name = name.partition(".")[2]
-    return name
 
 
 def _own_network(content: dict[str, Any], state: State, path: Path, options: EvaluationOptions) -> Network:

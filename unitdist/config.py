@@ -79,6 +79,10 @@ class ModelConfig:
     """unitization: norm and convolution as one node, which hides the backward collective. The same gradients."""
     compile_norm: bool = False
     """unitization: the layers run as torch.compile's pieces (needs a compiler; on CUDA Triton kernels are the default)."""
+    init_from: str | None = None
+    """File of weights to start from: ours, timm's or torchvision's, .pt, .pth or .safetensors (null: random weights)."""
+    init_head: bool = True
+    """init_from: take the classifier too; false: start it anew, for a data set with other classes."""
 
     def __post_init__(self) -> None:
         _require(self.num_classes >= 2, "model.num_classes", ">= 2", self.num_classes)
@@ -97,6 +101,12 @@ class ModelConfig:
                 "false for another norm than unitization",
                 True,
             )
+        _require(
+            self.init_head or self.init_from is not None,
+            "model.init_head",
+            "true where model.init_from is not given",
+            False,
+        )
         given = (self.group_norm_groups is not None) + (self.group_norm_channels is not None)
         if self.norm == "groupnorm" and given != 1:
             raise ConfigError(
@@ -126,6 +136,8 @@ class DataConfig:
     """Sub-folder with one folder of validation images per class."""
     image_size_px: int = 224
     """Side of the square training and validation images."""
+    progressive_resizing: tuple[tuple[int, int], ...] = ()
+    """[first epoch, counted from 1; side of the training images in px] pairs, sides at most image_size_px (empty: that one)."""
     global_batch_size: int = 64
     """Images per optimizer step over all ranks and accumulation steps."""
     val_batch_size: int = 64
@@ -225,6 +237,7 @@ class DataConfig:
             raise ConfigError(
                 f"data.val_resize_px: {self.val_resize_px} is smaller than the crop data.image_size_px: {self.image_size_px}"
             )
+        self._check_progressive_resizing()
         ours = (
             ("pad_crop_flip", "none")
             if self.dataset in ("mnist", "cifar10", "cifar100")
@@ -241,6 +254,26 @@ class DataConfig:
             raise ConfigError(
                 f"data.loader: {self.loader} cannot read data.dataset: {self.dataset}; allowed: {', '.join(allowed)}"
             )
+
+    def _check_progressive_resizing(self) -> None:
+        if not self.progressive_resizing:
+            return
+        if self.dataset not in ("image_folder", "synthetic"):
+            raise ConfigError(f"data.progressive_resizing: the images of data.dataset: {self.dataset} have one size")
+        epochs = [epoch for epoch, _ in self.progressive_resizing]
+        shown = [list(stage) for stage in self.progressive_resizing]
+        _require(
+            epochs[0] == 1 and epochs == sorted(set(epochs)),
+            "data.progressive_resizing",
+            "pairs whose epochs begin with 1 and increase",
+            shown,
+        )
+        _require(
+            all(1 <= side <= self.image_size_px for _, side in self.progressive_resizing),
+            "data.progressive_resizing",
+            f"pairs whose sides are in 1..data.image_size_px ({self.image_size_px})",
+            shown,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -454,6 +487,11 @@ class Config:
         if self.schedule.warmup_epochs >= self.train.epochs:
             raise ConfigError(
                 f"schedule.warmup_epochs: {self.schedule.warmup_epochs:g} >= train.epochs: {self.train.epochs}"
+            )
+        last_stage = max((epoch for epoch, _ in self.data.progressive_resizing), default=1)
+        if last_stage > self.train.epochs:
+            raise ConfigError(
+                f"data.progressive_resizing: epoch {last_stage} is after the last, train.epochs: {self.train.epochs}"
             )
         if self.evaluation.protocols and self.data.dataset != "image_folder":
             raise ConfigError(

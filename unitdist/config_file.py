@@ -105,7 +105,7 @@ def config_from_dict(tree: dict[str, Any]) -> Config:
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Config -> nested dict of plain values (tuples become lists), the inverse of `config_from_dict`."""
     return {
-        section: {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+        section: {key: _plain(value) for key, value in fields.items()}
         for section, fields in dataclasses.asdict(config).items()
     }
 
@@ -295,7 +295,8 @@ def _type_name(kind: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    """Tuples, also within tuples, as lists."""
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _scalar(value: Any) -> str:

@@ -8,6 +8,7 @@ from unitdist.config import DataConfig
 from unitdist.data.batch import Loader
 from unitdist.data.index import class_names, require_same_classes, scan_image_folder
 from unitdist.data.manifest import FILES_FORMAT, SHARDS_FORMAT, header_classes, load_manifest, load_shards
+from unitdist.data.progressive import ProgressiveLoader
 from unitdist.data.reading import ImageSource
 from unitdist.data.split import Split
 from unitdist.data.synthetic import SyntheticLoader
@@ -34,13 +35,16 @@ def build_val_loader(config: DataConfig, world: World, *, per_rank_batch_size: i
 def _build(
     config: DataConfig, world: World, per_rank_batch_size: int, *, seed: int, device: torch.device, training: bool
 ) -> Loader:
-    loader: Loader
-    if config.dataset == "synthetic":
-        loader = SyntheticLoader(
-            config, world, per_rank_batch_size=per_rank_batch_size, training=training, device=device
-        )
-    elif config.dataset == "image_folder":
-        source = _image_folder(config, training=training)
+    # Listed once, whatever the number of stages of progressive resizing.
+    source = _image_folder(config, training=training) if config.dataset == "image_folder" else None
+
+    def build_stage(config: DataConfig) -> Loader:
+        if config.dataset == "synthetic":
+            return SyntheticLoader(
+                config, world, per_rank_batch_size=per_rank_batch_size, training=training, device=device
+            )
+        if source is None:
+            return _resident(config, world, per_rank_batch_size, seed=seed, device=device, training=training)
         split = Split(
             config=config,
             source=source,
@@ -49,9 +53,10 @@ def _build(
             seed=seed,
             training=training,
         )
-        loader = _image_loader(split, device)
-    else:
-        loader = _resident(config, world, per_rank_batch_size, seed=seed, device=device, training=training)
+        return _image_loader(split, device)
+
+    resizes = training and bool(config.progressive_resizing)
+    loader = ProgressiveLoader(config, build_stage) if resizes else build_stage(config)
     if training:
         _require_one_batch(loader, world)
     return loader

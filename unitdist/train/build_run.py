@@ -1,6 +1,7 @@
 """Everything that one training run holds, built in the order in which ranks can agree on it."""
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from unitdist.train.batch_split import BatchSplit
 from unitdist.train.checkpoint import load_model_state, read_checkpoint, remove_leftovers
 from unitdist.train.ema import WeightAverage
 from unitdist.train.engine import Engine
+from unitdist.train.init_from import init_model, read_weights
 from unitdist.train.metrics import Record, TrainSums
 from unitdist.train.optim import build_optimizer
 from unitdist.train.progress import Progress
@@ -39,13 +41,16 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
     """
     world = engine.world
 
-    def open_and_read() -> tuple[RunFolder, dict[str, Any] | None]:
+    def open_and_read() -> tuple[RunFolder, dict[str, Any] | None, dict[str, torch.Tensor] | None]:
         folder = open_run_folder(config, resume=resume)
         resources.enter_context(lock_run_folder(folder.path))
         remove_leftovers(folder.path)
-        return folder, None if folder.resume_from is None else read_checkpoint(folder.resume_from)
+        if folder.resume_from is not None:
+            return folder, read_checkpoint(folder.resume_from), None
+        start = config.model.init_from
+        return folder, None, None if start is None else read_weights(Path(start).expanduser())
 
-    folder, checkpoint = from_rank_zero(world, open_and_read)
+    folder, checkpoint, start_weights = from_rank_zero(world, open_and_read)
     with agreed(world):
         train_loader = build_train_loader(
             config.data,
@@ -71,6 +76,8 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
         if checkpoint is not None:
             check_same_run(config, train_loader.fingerprint(), checkpoint, source=str(folder.resume_from))
             load_model_state(module, checkpoint["model"], str(folder.resume_from))
+        elif start_weights is not None:
+            init_model(module, start_weights, config)
     module = module.to(engine.device)
     stop = StopRequest(world)
     resources.callback(stop.close)

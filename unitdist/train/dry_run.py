@@ -77,6 +77,7 @@ def dry_run(config: Config, world: World, *, num_samples: int | None = None) -> 
         ("data", _data(config, world, split, samples, shards)),
         ("learning rate", ", ".join(f"epoch {epoch}: {rate:g}" for epoch, rate in learning_rates(config, samples))),
         ("steps", _steps(config, samples)),
+        *([("image size", _stages(config))] if config.data.progressive_resizing else []),
         ("memory per rank", _memory(memory)),
     ]
     return "\n".join(f"{name + ':':<17}{text}" for name, text in lines)
@@ -185,6 +186,11 @@ def _data(config: Config, world: World, split: BatchSplit, samples: int | None, 
     files = "" if shards is None else f"; {shards:,} shard files, {shards / world.size:.4g} per rank"
     left = samples - steps * config.data.global_batch_size
     return f"{samples:,} training images, {per_rank:,} per rank and epoch, {left} left over by turns{files}"
+
+
+def _stages(config: Config) -> str:
+    stages = ", ".join(f"from epoch {first} on {side} px" for first, side in config.data.progressive_resizing)
+    return f"training {stages}; validation and norm divisors at {config.data.image_size_px} px"
 
 
 def _steps(config: Config, samples: int | None) -> str:

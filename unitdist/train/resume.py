@@ -14,6 +14,7 @@ BOUND = {
         "global_batch_size",
         "augmentation",
         "image_size_px",
+        "progressive_resizing",
         "scale_range_px",
         "area_range",
         "aspect_range",
@@ -22,7 +23,7 @@ BOUND = {
     "optim": ("name",),
     "run": ("seed",),
 }
-FREE_MODEL_KEYS = ("sync_group", "stats_batch_size")
+FREE_MODEL_KEYS = ("sync_group", "stats_batch_size", "init_from", "init_head")
 
 
 def check_same_run(config: Config, fingerprint: dict[str, Any], checkpoint: dict[str, Any], *, source: str) -> None:
