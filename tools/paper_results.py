@@ -112,7 +112,7 @@ def _protocol_metrics(folder: Path) -> dict[str, float]:
         for protocol, entry in json.loads(path.read_text()).get("protocols", {}).items():
             for key in ("top1", "top5"):
                 if key in entry:
-                    metrics[f"{protocol} {key}"] = 100 * entry[key]
+                    metrics[f"{protocol} {key}"] = entry[key]
     return metrics
 
 

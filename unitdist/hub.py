@@ -11,7 +11,7 @@ config.json, format "unitdist-hub-1":
 | norm_divisors | layer name -> n, as stored in the weights |
 | preprocessing | channels, image_size_px, resize_px (shorter side), crop, interpolation, mean, std |
 | recipe | the run's whole config |
-| results | epoch, step; validation in percent; the protocols of an evaluation report, shares in [0, 1] |
+| results | epoch, step; validation in percent; so are the protocols of an evaluation report |
 | versions | unitdist, torch, Python, ranks of the run |
 | architecture, num_classes, pretrained_cfg, model_args | timm's keys, where `unitdist.timm` registers this net |
 """

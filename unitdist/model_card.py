@@ -57,7 +57,7 @@ def _results(description: dict[str, Any]) -> str:
         rows.append((protocol, f"{last['top1']:.2f}", f"{last['top5']:.2f}", str(last.get("count", ""))))
     for name, summary in results.get("protocols", {}).items():
         views = f"{name}, {summary['views']} views, {summary['average']} averaged"
-        rows.append((views, f"{100 * summary['top1']:.2f}", f"{100 * summary['top5']:.2f}", str(summary["count"])))
+        rows.append((views, f"{summary['top1']:.2f}", f"{summary['top5']:.2f}", str(summary["count"])))
     if not rows:
         return "This run was not validated before the checkpoint was written."
     return _table(("protocol", "top-1 (%)", "top-5 (%)", "images"), rows)

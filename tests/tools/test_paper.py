@@ -70,6 +70,18 @@ def made_up_results(noise: dict[str, float], epochs: int = 40, done: int = 40) -
 
 
 @pytest.mark.usefixtures("tools")
+def test_results_of_the_protocols_are_percent_as_in_the_evaluations_report(tmp_path: Path) -> None:
+    import paper_results
+
+    from evaluation.scores import accuracy_summary
+
+    summary = accuracy_summary(np.eye(8)[np.repeat([0, 1], (70, 10))], np.zeros(80, dtype=np.int64))
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "report.json").write_text(json.dumps({"protocols": {"crops": summary}}))
+    assert paper_results._protocol_metrics(tmp_path) == {"crops top1": 87.5, "crops top5": 100.0}
+
+
+@pytest.mark.usefixtures("tools")
 def test_every_arm_of_every_experiment_loads() -> None:
     assert list(experiments().EXPERIMENTS) == [
         "fig2", "table1", "table2", "table3", "table4", "fig3", "table4_mnist", "fig3_mnist",
