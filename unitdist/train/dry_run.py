@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from unitdist.config import Config, DataConfig
+from unitdist.config import Config, DataConfig, OptimConfig
 from unitdist.data.build import open_source
 from unitdist.errors import ConfigError
 from unitdist.models.build import build_model
@@ -132,11 +132,16 @@ def estimate_memory(
     return Memory(
         weights=state // shares[3],
         gradients=4 * parameters // shares[2],
-        optimizer=4 * parameters * _MOMENTS[config.optim.name] // shares[1],
+        optimizer=4 * parameters * optimizer_moments(config.optim) // shares[1],
         average=state if config.train.ema_decay is not None else 0,
         activations=per_image * split.per_rank_batch_size,
         images=image * split.per_rank_batch_size * (1 + config.data.prefetch_batches),
     )
+
+
+def optimizer_moments(optim: OptimConfig) -> int:
+    """Numbers that the optimizer keeps for each parameter."""
+    return _MOMENTS[optim.name]
 
 
 def learning_rates(config: Config, samples: int | None) -> Iterator[tuple[int, float]]:

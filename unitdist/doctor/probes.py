@@ -1,0 +1,182 @@
+"""Looks that can hang or crash, each in a process of its own with a time limit; what comes back is plain values."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from unitdist.doctor.software import DALI_WHEELS, Package, Torch
+
+TIMEOUT_S = 120
+"""For one import. DeepSpeed's takes up to half a minute on a cold disk."""
+
+_TORCH = """
+import ctypes, json, torch, torch.distributed as dist
+driver = None
+try:
+    number = ctypes.c_int()
+    if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number)) == 0 and number.value:
+        driver = [number.value // 1000, number.value % 1000 // 10]
+except OSError:
+    pass
+gpus, error = [], ""
+try:
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        gpus.append(torch.cuda.get_device_name(i))
+        x = torch.ones(256, 256, device=f"cuda:{i}")
+        if float((x @ x)[0, 0]) != 256:
+            error = f"GPU {i} computes wrong numbers"
+except Exception as failure:
+    error = str(failure).strip().partition("\\n")[0]
+nccl = ".".join(map(str, torch.cuda.nccl.version())) if dist.is_nccl_available() and torch.version.cuda else ""
+print(json.dumps([torch.__version__, torch.version.cuda, nccl, driver, gpus, error]))
+"""
+_IMPORTS = {
+    "torchvision": "import torchvision, torchvision.ops",
+    "timm": "import timm",
+    "accelerate": "import accelerate",
+    "Triton": "import triton",
+    "DALI": "import nvidia.dali.fn, nvidia.dali.types",
+    "DeepSpeed": "import deepspeed; print(deepspeed.get_accelerator()._name)",
+}
+"""Name on the screen -> what has to work; the last line that it prints is the package's detail."""
+
+_TOGETHER = ("torchvision", "timm", "accelerate", "Triton")
+"""Imported in one process, since each imports torch; only where that fails does each get its own."""
+
+
+def torch_facts() -> Torch:
+    """What torch says of itself, the driver and the GPUs. An import that fails stands in `gpu_error`."""
+    output, error = run_python(_TORCH)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    if error:
+        return Torch(
+            version=version("torch"),
+            cuda=None,
+            nccl="",
+            driver_cuda=None,
+            gpus=(),
+            gpu_error=error,
+            num_devices=devices,
+        )
+    number, cuda, nccl, driver, gpus, gpu_error = json.loads(output)
+    return Torch(
+        version=number,
+        cuda=cuda,
+        nccl=nccl,
+        driver_cuda=None if driver is None else (driver[0], driver[1]),
+        gpus=tuple(gpus),
+        gpu_error=gpu_error,
+        num_devices=max(devices, len(gpus)),
+        visible=visible,
+    )
+
+
+def package_facts() -> dict[str, Package]:
+    """Name on the screen -> how it imports; two processes at a time."""
+    together = [name for name in _TOGETHER if installed_version(name.lower())]
+    _, error = run_python("; ".join(_IMPORTS[name] for name in together))
+    good = {} if error else {name: Package(name=name, version=installed_version(name.lower())) for name in together}
+    rest = [name for name in _IMPORTS if name not in good]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return good | dict(zip(rest, pool.map(_package, rest), strict=True))
+
+
+def _package(name: str) -> Package:
+    installed = "; ".join(dali_wheels()) if name == "DALI" else installed_version(name.lower())
+    if not installed:
+        return Package(name=name, version=None)
+    output, error = run_python(_IMPORTS[name])
+    return Package(name=name, version=installed, error=error, detail=(output.splitlines() or [""])[-1])
+
+
+def installed_version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def dali_wheels() -> dict[str, str]:
+    """Wheel -> version, of DALI's wheels that are installed."""
+    found = {name: installed_version(name) for name in DALI_WHEELS}
+    return {name: number for name, number in found.items() if number is not None}
+
+
+def run_python(code: str, *, timeout_s: float = TIMEOUT_S) -> tuple[str, str]:
+    """(output, "") of `code` in a fresh Python, or ("", why it failed: its last line, a signal, or the time limit)."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return "", f"no answer within {timeout_s:g} s"
+    if done.returncode < 0:
+        return "", f"killed by signal {-done.returncode}"
+    if done.returncode:
+        return "", (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return done.stdout.strip(), ""
+
+
+def compiler_facts() -> tuple[str | None, str, bool]:
+    """(path of the C++ compiler or None, why a small program did not compile or "", whether ninja is there)."""
+    ninja = shutil.which("ninja") is not None or installed_version("ninja") is not None
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    compiler = next((path for name in names if (path := shutil.which(name))), None)
+    if compiler is None:
+        return None, "", ninja
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.cpp"
+        source.write_text(
+            "#include <Python.h>\n#include <vector>\nint probe() { return int(std::vector<int>(1).size()); }\n"
+        )
+        command = [
+            compiler,
+            "-c",
+            str(source),
+            "-o",
+            str(source.with_suffix(".o")),
+            "-I",
+            sysconfig.get_path("include"),
+        ]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return compiler, f"no answer within {TIMEOUT_S} s", ninja
+    complaint = next((line for line in done.stderr.splitlines() if "error" in line), f"exit code {done.returncode}")
+    return compiler, complaint if done.returncode else "", ninja
+
+
+def extension_locks() -> dict[str, float]:
+    """Path -> age in seconds of the locks in torch's folder of compiled extensions."""
+    given = os.environ.get("TORCH_EXTENSIONS_DIR")
+    folder = Path(given) if given else Path.home() / ".cache" / "torch_extensions"
+    now = time.time()
+    return {str(path): now - path.stat().st_mtime for path in folder.glob("**/lock")}
+
+
+def write_error(folder: Path) -> str:
+    """Why a file cannot be made in `folder` (or, as long as it is not there, in its nearest parent that is), "" if it can."""
+    place = nearest_existing(folder)
+    try:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".unitdist_doctor"):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def nearest_existing(folder: Path) -> Path:
+    folder = folder.expanduser().absolute()
+    return next(place for place in (folder, *folder.parents) if place.exists())
