@@ -9,11 +9,14 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision.transforms as v1
+from machine_load import QUIET_SHARE, Moment, load_average, thread_cpu_seconds, waited_for_core_s
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
@@ -207,33 +210,113 @@ def cpu_ms_per_image(cases: dict[str, Case], *, rounds: int, batches: int) -> di
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def images_per_second(case: Case, batches: int) -> float:
-    """Wall-clock speed after four batches."""
-    stream = case()
-    for _ in range(4):
-        next(stream)
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A measurement by the clock and the share of the cores that other programs used meanwhile."""
+
+    value: float
+    others: float
+
+
+def by_the_clock(measure: dict[str, Callable[[], float]], *, rounds: int) -> dict[str, list[Window]]:
+    """Interleaved windows of each measurement."""
+    windows: dict[str, list[Window]] = {name: [] for name in measure}
+    for _ in range(rounds):
+        for name, once in measure.items():
+            moment = Moment.now()
+            value = once()
+            windows[name].append(Window(value=value, others=moment.others_since()))
+    return windows
+
+
+def quiet_median(windows: list[Window], needed: int = 3) -> float | None:
+    """Median over the windows in which the machine was ours; None when too few were."""
+    quiet = [window.value for window in windows if window.others < QUIET_SHARE]
+    return statistics.median(quiet) if len(quiet) >= needed else None
+
+
+def busy_text(*windows: list[Window]) -> str:
+    shares = [window.others for each in windows for window in each]
+    return (
+        f"no verdict by the clock: other programs used {100 * statistics.median(shares):.0f} % of the cores "
+        f"({100 * min(shares):.0f} to {100 * max(shares):.0f} %, {load_average()})"
+    )
+
+
+def images_per_second(stream: Iterator[object], batches: int) -> float:
+    """Wall-clock speed over some batches of a running stream."""
     began = time.perf_counter()
     for _ in range(batches):
         next(stream)
     return batches * BATCH / (time.perf_counter() - began)
 
 
-def stall_share(case: Case, loader_speed: float, batches: int) -> float:
+def stall_share(stream: Iterator[object], loader_speed: float, batches: int) -> float:
     """Share of the time that a training step waits for data when the loader is 1.3 times faster than the step.
 
-    The step sleeps, as a step on a GPU does from the host's point of view.
+    The step sleeps, as a step on a GPU does from the host's point of view, and takes no core from the loader. Time in which
+    the asking thread itself got no core is left out; what the loader's threads lose to other programs is not.
     """
     step_s = 1.3 * BATCH / loader_speed
-    stream = case()
-    for _ in range(4):
-        next(stream)
+    next(stream)
     waited, began = 0.0, time.perf_counter()
     for _ in range(batches):
-        asked = time.perf_counter()
+        asked, without_core = time.perf_counter(), waited_for_core_s()
         next(stream)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - asked - (waited_for_core_s() - without_core)
         time.sleep(step_s)
     return waited / (time.perf_counter() - began)
+
+
+def busiest_thread_ms(stream: Iterator[object], batches: int) -> float:
+    """CPU milliseconds per image of the thread that works most: what bounds the speed where each thread has its core."""
+    before = thread_cpu_seconds()
+    for _ in range(batches):
+        next(stream)
+    worked = [seconds - before.get(thread, 0.0) for thread, seconds in thread_cpu_seconds().items()]
+    return 1000 * max(worked) / (batches * BATCH)
+
+
+def print_scaling(root: Path, *, rounds: int, batches: int) -> None:
+    """Two threads against one, and the stall of a step, with a verdict only where the machine was ours."""
+    cases = {n: our_loader(config_of(root, "scale", num_threads=n)) for n in (1, 2)}
+    one_ms, two_ms = cpu_ms_per_image(
+        {str(n): case for n, case in cases.items()}, rounds=rounds, batches=batches
+    ).values()
+    streams = {n: case() for n, case in cases.items()}
+    for stream in streams.values():
+        images_per_second(stream, 4)
+    busiest = {n: [busiest_thread_ms(stream, batches) for _ in range(rounds)] for n, stream in streams.items()}
+    by_threads = statistics.median(busiest[1]) / statistics.median(busiest[2])
+    print(f"two threads: {2 * one_ms / two_ms:.2f} times one by CPU time per image, ", end="")
+    print(f"{by_threads:.2f} times by that of the busiest thread ", end="")
+    speeds = by_the_clock(
+        {str(n): partial(images_per_second, stream, batches) for n, stream in streams.items()}, rounds=rounds
+    )
+    one, two = (quiet_median(windows) for windows in speeds.values())
+    if one is None or two is None:
+        print(f"({busy_text(*speeds.values())})")
+    else:
+        print(f"and {two / one:.2f} times by the clock ({one:.0f} and {two:.0f} images/s, {load_average()})")
+    loader_speed = two or statistics.median(window.value for window in speeds["2"])
+    stalls = by_the_clock({"stall": partial(stall_share, streams[2], loader_speed, 2 * batches)}, rounds=rounds)[
+        "stall"
+    ]
+    stalled = quiet_median(stalls)
+    waits = f"{100 * statistics.median(window.value for window in stalls):.1f} %; {busy_text(stalls)}"
+    print(f"a step 1.3 times slower than the loader waits {waits if stalled is None else f'{100 * stalled:.1f} %'}")
+
+
+def ffcv_row(root: Path, *, rounds: int, batches: int) -> str:
+    """FFCV's random-resized-crop where it is installed; it has no counterpart of the scale augmentation."""
+    try:
+        from ffcv_case import ffcv_loader
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("ffcv", "cv2", "numba"):
+            raise
+        return f"FFCV: not measured ({error.name} is not installed)"
+    cost = cpu_ms_per_image({"ffcv": ffcv_loader(root / "train")}, rounds=rounds, batches=batches)
+    return f"FFCV, random_resized_crop, uint8, re-encoded at quality 92: {cost['ffcv']:.3f} ms"
 
 
 KINDS = (our_loader, bare_pipeline, python_alone, torchvision_pil, torchvision_tensors)
@@ -241,6 +324,7 @@ KINDS = (our_loader, bare_pipeline, python_alone, torchvision_pil, torchvision_t
 
 def print_report(root: Path, *, rounds: int, batches: int) -> None:
     """Everything about the folder root, which holds train/<class>/, as a Markdown table and lines."""
+    print(load_average())
     print("| augmentation | our DALI loader | bare DALI pipeline | our Python | on Pillow | on tensors |")
     print("| --- | --- | --- | --- | --- | --- |")
     for augmentation in ("scale", "random_resized_crop"):
@@ -251,9 +335,5 @@ def print_report(root: Path, *, rounds: int, batches: int) -> None:
         added = 100 * (cost["our_loader"] / bare - 1)
         print(f"  {share:.2f} of torchvision on Pillow; {added:+.1f} % against the bare pipeline, ", end="")
         print(f"our Python by itself {100 * cost['python_alone'] / bare:.1f} % of it")
-    cases = {str(n): our_loader(config_of(root, "scale", num_threads=n)) for n in (1, 2)}
-    one_ms, two_ms = cpu_ms_per_image(cases, rounds=rounds, batches=batches).values()
-    one, two = (images_per_second(case, 16) for case in cases.values())
-    print(f"two threads: {2 * one_ms / two_ms:.2f} times one by CPU time, {two / one:.2f} times by the clock")
-    stalled = stall_share(cases["2"], two, 16)
-    print(f"a step 1.3 times slower than the loader waits {100 * stalled:.1f} % of the time (wall clock)")
+    print(ffcv_row(root, rounds=rounds, batches=batches))
+    print_scaling(root, rounds=rounds, batches=batches)

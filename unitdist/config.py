@@ -173,7 +173,9 @@ class DataConfig:
     on_broken: Literal["error", "replace"] = "error"
     """An image that cannot be decoded: stop with its name, or replace it by one of its class, counted."""
     max_broken_share: float = 0.0001
-    """on_broken: replace stops above this share of the training set."""
+    """on_broken: replace stops above this share of the training set, counted over all ranks."""
+    accept_other_decoder: bool = False
+    """A resume within an epoch may go on with another loader, decoder or version: its pixels differ by a grey level or so."""
     max_image_megapixels: int = 64
     """A larger image counts as broken: a small file can otherwise unpack to gigabytes."""
     roi_decode: bool = True

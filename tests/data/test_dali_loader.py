@@ -210,6 +210,31 @@ def test_dali_that_stops_without_a_bad_image_is_told_apart(
         list(build_loader(small_config()).iterate(0))
 
 
+def test_batches_for_a_gpu_are_ordered_by_the_stream_that_computes(
+    small_config: MakeConfig, build_loader: BuildLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU: DALI is given torch's current stream of that device, and none on the CPU."""
+    from unitdist.data import dali_graph
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    assert dali_graph._consumer_stream(3) == "stream of 3"
+    given = []
+
+    class Recording:
+        def run(self, stream: object) -> None:
+            given.append(stream)
+            raise StopIteration
+
+        def reset(self) -> None: ...
+
+    loader = build_loader(small_config())
+    monkeypatch.setattr(dali_graph, "build_pipeline", lambda *_: Recording())
+    pipeline = loader._pipeline
+    object.__setattr__(pipeline._settings, "device_id", 3)
+    assert list(pipeline._attempt(np.zeros((1, 8), int), None, {})) == []
+    assert given == ["stream of 3"]
+
+
 def test_validation_never_replaces(
     sample_data: Path, tmp_path: Path, small_config: MakeConfig, build_loader: BuildLoader
 ) -> None:

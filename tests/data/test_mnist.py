@@ -22,7 +22,7 @@ def write_mnist(folder: Path, *, packed: bool = False, count: int = 5) -> np.nda
     folder.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
     for prefix in ("train", "t10k"):
-        for name, array in (("images-idx3", pixels), ("labels-idx1", np.arange(count, dtype=np.uint8))):
+        for name, array in (("images-idx3", pixels), ("labels-idx1", np.arange(count, dtype=np.uint8) % 10)):
             data = idx(array)
             path = folder / f"{prefix}-{name}-ubyte{'.gz' if packed else ''}"
             path.write_bytes(gzip.compress(data) if packed else data)

@@ -29,6 +29,7 @@ class MemorySource:
     labels = np.arange(12) % 3
     class_to_idx = {"a": 0, "b": 1, "c": 2}
     content_hash = "x"
+    ignored = 0
 
     def __len__(self) -> int:
         return 12
@@ -71,8 +72,8 @@ def test_closing_the_reader_early_ends_its_threads() -> None:
     ("bad", "reason"),
     [
         (b"", "empty file"),
-        (FileNotFoundError(2, "No such file or directory"), "No such file or directory"),
-        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (FileNotFoundError(2, "No such file or directory"), "lost access, No such file or directory, 3 retries"),
+        (PermissionError(13, "Permission denied"), "lost access, Permission denied, 3 retries"),
         (png_header(20_000, 20_000), "20000 x 20000 pixels exceed data.max_image_megapixels"),
     ],
 )
@@ -81,6 +82,20 @@ def test_unreadable_image_stops_with_its_name_and_reason(bad: bytes | OSError, r
         DataError, match=rf"^unreadable image image 4 \({reason}\); repair or remove it, or set data.on"
     ):
         read_batch(MemorySource({4: bad}), np.array([0, 4]), ERROR, {})
+
+
+def test_hiccup_of_the_storage_is_outlasted() -> None:
+    class Hiccup(MemorySource):
+        failures = 3
+
+        def read(self, sample_id: int) -> bytes:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(5, "Input/output error")
+            return super().read(sample_id)
+
+    batch = read_batch(Hiccup(), np.array([4, 5]), ERROR, {})
+    assert batch.read_ids.tolist() == [4, 5] and batch.broken == []
 
 
 def test_replacement_is_another_image_of_the_class_and_always_the_same() -> None:

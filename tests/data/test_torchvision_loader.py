@@ -15,7 +15,7 @@ from unitdist.config import DataConfig
 from unitdist.data.batch import Loader
 from unitdist.data.geometry import CropThenResize, ResizeThenCrop
 from unitdist.data.header import UnreadableImage
-from unitdist.data.torchvision_loader import cut_window, decode_rgb, uint8_normalization
+from unitdist.data.torchvision_loader import copy_ahead, cut_window, decode_rgb, uint8_normalization
 from unitdist.errors import DataError
 
 MakeConfig = Callable[..., DataConfig]
@@ -131,3 +131,55 @@ def test_workers_replace_the_image_that_dali_replaces(
         assert dali.sample_ids.tolist() == torchvision.sample_ids.tolist()
         assert ((dali.images - torchvision.images).abs() * STD255).max() < 16
     assert both[0].broken == both[1].broken == {str(victim): "the decoder refuses it"}
+
+
+def test_the_next_batch_is_copied_before_this_one_is_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: what copy_ahead asks of CUDA, in which order."""
+    events: list[str] = []
+
+    class FakeBatch:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def to(self, device: torch.device, *, non_blocking: bool) -> "FakeBatch":
+            assert device.type == "cuda" and non_blocking
+            events.append(f"copy {self.number} on {active[-1]}")
+            return self
+
+        def record_stream(self, stream: "FakeStream") -> None:
+            events.append(f"{self.number} is used on {stream.name}")
+
+    class FakeStream:
+        def __init__(self, name: object) -> None:
+            self.name = name if isinstance(name, str) else "copying"
+
+        def record_event(self) -> str:
+            return events[-1]
+
+        def wait_event(self, event: str) -> None:
+            events.append(f"{self.name} waits for {event}")
+
+        def __enter__(self) -> None:
+            active.append(self.name)
+
+        def __exit__(self, *_: object) -> None:
+            active.pop()
+
+    active = ["computing"]
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: FakeStream("computing"))
+    batches = copy_ahead(iter([FakeBatch(number) for number in range(3)]), torch.device("cuda"))  # type: ignore[misc]
+    for batch in batches:
+        events.append(f"step {batch.number}")  # type: ignore[attr-defined]
+    handed_out = [
+        (f"computing waits for copy {n} on copying", f"{n} is used on computing", f"step {n}") for n in range(3)
+    ]
+    assert events == [
+        "copy 0 on copying",
+        "copy 1 on copying",
+        *handed_out[0],
+        "copy 2 on copying",
+        *handed_out[1],
+        *handed_out[2],
+    ]

@@ -1,6 +1,9 @@
 """tools/loader_measurements.py: what tools/bench_loader.py prints, on a set small enough for a test."""
 
 import importlib
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +33,36 @@ def test_report_has_a_figure_for_every_case(
         figures = [float(cell.split()[0]) for cell in line.split("|")[2:-1]]
         assert len(figures) == len(measurements.KINDS) == 5
         assert figures[2] < figures[0] < 50
-    assert "two threads:" in output and "waits" in output
+    assert "load average" in output and "FFCV: not measured (ffcv is not installed)" in output
+    scaling, stall = (line for line in output.split("\n") if line.startswith(("two threads:", "a step 1.3 times")))
+    assert "times one by CPU time per image" in scaling and "waits" in stall
+    for line in (scaling, stall):
+        assert ("no verdict by the clock: other programs used" in line) != (
+            "times by the clock" in line or "waits 0." in line
+        )
+
+
+def test_a_busy_machine_gives_no_verdict(measurements) -> None:
+    window = measurements.Window
+    quiet, busy = [window(value=v, others=0.01) for v in (1.0, 2.0, 9.0)], [window(value=5.0, others=0.4)] * 10
+    assert measurements.quiet_median(quiet + busy) == 2.0
+    assert measurements.quiet_median(quiet[:2] + busy) is None
+    assert "other programs used 40 % of the cores" in measurements.busy_text(busy)
+
+
+def test_cpu_time_of_other_programs_is_seen(measurements) -> None:
+    """A child that burns CPU and has not ended is "others"; this process's own work is not."""
+    load = importlib.import_module("machine_load")
+    stat = "cpu  100 20 30 1000 50 1 2 3 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
+    assert load.busy_cpu_seconds(stat) == 156 / os.sysconf("SC_CLK_TCK")
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        moment = load.Moment.now()
+        time.sleep(1.5)
+        assert moment.others_since() > 0.05
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_work_in_the_background_is_counted_as_the_cases_own(measurements, monkeypatch: pytest.MonkeyPatch) -> None:

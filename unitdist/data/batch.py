@@ -30,7 +30,9 @@ class Loader(Protocol):
     """A source of batches without hidden state: what it yields depends on the arguments and the seed alone.
 
     num_samples: samples in the data set. class_to_idx: class name -> label. per_rank_batch_size: rows of a batch.
-    batches_per_epoch: batches that iterate(epoch) yields on every rank.
+    batches_per_epoch: batches that iterate(epoch) yields on every rank. broken: {name: reason} of the images that this rank
+    had to replace so far, always the same dict. max_broken: so many may be replaced on all ranks together. ignored: files
+    that are left out, being no images, hidden or, in a manifest, bad.
     """
 
     @property
@@ -45,12 +47,24 @@ class Loader(Protocol):
     @property
     def batches_per_epoch(self) -> int: ...
 
+    @property
+    def broken(self) -> dict[str, str]: ...
+
+    @property
+    def max_broken(self) -> int: ...
+
+    @property
+    def ignored(self) -> int: ...
+
     def iterate(self, epoch: int, start_sample: int = 0) -> Iterator[Batch]:
         """Yield this rank's batches of the epoch, leaving out the first start_sample samples of the whole job."""
         ...
 
     def fingerprint(self) -> dict[str, int | float | str]:
-        """What must be the same for another loader to yield the same samples; saved in checkpoints."""
+        """What must be the same for another loader to yield the same samples; saved in checkpoints.
+
+        decoder and versions: what makes the pixels, which another one makes almost alike.
+        """
         ...
 
     def close(self) -> None:

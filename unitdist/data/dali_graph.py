@@ -213,7 +213,7 @@ class ImagePipeline:
             self._pipeline = build_pipeline(settings, self._feed)
         try:
             while True:
-                yield _to_torch(self._pipeline.run()[0])
+                yield _to_torch(self._pipeline.run(_consumer_stream(settings.device_id))[0])
         except StopIteration:
             self._pipeline.reset()
         except BaseException:
@@ -254,6 +254,12 @@ class ImagePipeline:
         """Free the pipeline and its threads; the next run builds another."""
         self._pipeline = None
         self._feed.in_flight.clear()
+
+
+def _consumer_stream(device_id: int | None) -> torch.cuda.Stream | None:
+    """The stream on which the batch will be computed on. DALI orders its output, and the reuse of its memory, behind what that
+    stream was given: the host waits for nothing, and no batch is overwritten while kernels still read it."""
+    return None if device_id is None else torch.cuda.current_stream(device_id)
 
 
 def _to_torch(output: Any) -> torch.Tensor:

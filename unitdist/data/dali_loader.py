@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import nvidia.dali
 import torch
 
 from unitdist.data.batch import Batch
@@ -16,7 +17,7 @@ class DaliLoader:
         config = split.config
         self._split = split
         self._device = device
-        self.num_samples = len(split.source)
+        self.num_samples, self.ignored = len(split.source), split.source.ignored
         self.class_to_idx = split.source.class_to_idx
         self.per_rank_batch_size = split.per_rank_batch_size
         self.batches_per_epoch = split.batches_per_epoch
@@ -38,8 +39,13 @@ class DaliLoader:
 
     @property
     def broken(self) -> dict[str, str]:
-        """{name: reason} of the images that this rank had to replace so far."""
-        return {self._split.source.name(i): reason for i, reason in self._pipeline.broken.reasons.items()}
+        """See Loader."""
+        return self._pipeline.broken.reasons
+
+    @property
+    def max_broken(self) -> int:
+        """See Loader."""
+        return self._split.policy.max_broken
 
     def iterate(self, epoch: int, start_sample: int = 0) -> Iterator[Batch]:
         """See Loader. Raises DataError for an image that cannot be read, or for too many of them."""
@@ -51,7 +57,12 @@ class DaliLoader:
 
     def fingerprint(self) -> dict[str, int | float | str]:
         """See Loader."""
-        return {"loader": "dali"} | self._split.fingerprint()
+        on_gpu = self.settings.device_id is not None and self.settings.gpu_decode
+        return self._split.fingerprint() | {
+            "loader": "dali",
+            "decoder": "dali on the GPU" if on_gpu else "dali on the CPU",
+            "versions": self._split.versions({"nvidia-dali": nvidia.dali.__version__}),
+        }
 
     def close(self) -> None:
         """See Loader."""

@@ -140,21 +140,19 @@ class ShardIndex:
     names: list[str]
     class_to_idx: dict[str, int]
     window_samples: int
+    ignored: int = 0
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, sample_id: int) -> bytes:
         """The encoded bytes of one image. Raises OSError."""
-        descriptor = _open_shard(self.shard_paths[self.shards[sample_id]])
-        data = os.pread(descriptor, int(self.sizes[sample_id]), int(self.offsets[sample_id]))
-        while len(data) < self.sizes[sample_id]:
-            missing = int(self.sizes[sample_id]) - len(data)
-            more = os.pread(descriptor, missing, int(self.offsets[sample_id]) + len(data))
-            if not more:
-                break
-            data += more
-        return data
+        path, size, offset = self.shard_paths[self.shards[sample_id]], self.sizes[sample_id], self.offsets[sample_id]
+        try:
+            return _read_at(_open_shard(path), int(size), int(offset))
+        except OSError:
+            _forget_shard(path)  # a stale handle of network storage: the next try opens the file again
+            raise
 
     def name(self, sample_id: int) -> str:
         """Shard and member, for messages."""
@@ -197,6 +195,20 @@ def _open_shard(path: str) -> int:
         os.close(by_path.popitem(last=False)[1])
     by_path[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     return by_path[path]
+
+
+def _forget_shard(path: str) -> None:
+    descriptor = _open_shards.by_path.pop(path, None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """As many of the bytes as there are."""
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += more
+    return data
 
 
 def load_shards(path: Path, kind: str, *, window_samples: int) -> ShardIndex:

@@ -6,8 +6,9 @@ still refuses comes back here as `refused`.
 
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,11 +22,15 @@ from unitdist.errors import DataError
 
 LOG = logging.getLogger(__name__)
 
+RETRY_PAUSES_S = (0.05, 0.2, 0.5)
+"""Waits before a file that cannot be read is tried again: network storage has hiccups."""
+
 
 class ImageSource(Protocol):
     """Encoded images by sample id: a list of files, tars with an index, ... All members are free of state.
 
-    kind: the source's name in configs. labels: (N,) int64. class_to_idx: class name -> label.
+    kind: the source's name in configs. labels: (N,) int64. class_to_idx: class name -> label. ignored: files that were left
+    out of the list.
     """
 
     @property
@@ -39,6 +44,9 @@ class ImageSource(Protocol):
 
     @property
     def content_hash(self) -> str: ...
+
+    @property
+    def ignored(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -94,14 +102,24 @@ class EncodedBatch:
 
 def read_checked(source: ImageSource, sample_id: int, max_pixels: int) -> tuple[bytes, tuple[int, int]]:
     """(bytes, (height, width)) of one image. Raises UnreadableImage."""
-    try:
-        data = source.read(sample_id)
-    except OSError as error:
-        raise UnreadableImage(error.strerror or str(error)) from error
+    data = _read_patiently(source, sample_id)
     height, width = image_size(data)
     if height * width > max_pixels:
         raise UnreadableImage(f"{width} x {height} pixels exceed data.max_image_megapixels")
     return data, (height, width)
+
+
+def _read_patiently(source: ImageSource, sample_id: int) -> bytes:
+    for pause_s in RETRY_PAUSES_S:
+        try:
+            return source.read(sample_id)
+        except OSError:
+            time.sleep(pause_s)
+    try:
+        return source.read(sample_id)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UnreadableImage(f"lost access, {reason}, {len(RETRY_PAUSES_S)} retries") from error
 
 
 def replacement_ids(source: ImageSource, sample_id: int) -> Iterator[int]:
@@ -200,25 +218,34 @@ def read_ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def too_many_broken(broken: Mapping[str, str], max_broken: int) -> DataError:
+    """The error for more unreadable images than allowed. broken: {name: reason}."""
+    first = min(broken)
+    return DataError(
+        f"{len(broken)} unreadable images, more than the {max_broken} that data.max_broken_share allows, "
+        f"first {first} ({broken[first]})"
+    )
+
+
 class BrokenCount:
-    """Names each unreadable image once in the log and stops above the limit. One per loader, on each rank."""
+    """Names each unreadable image once in the log and stops above the limit. One per loader, on each rank.
+
+    reasons: {name: reason} of this rank. The limit is one of the whole set: training adds up the ranks (train/stopping.py).
+    """
 
     def __init__(self, source: ImageSource, policy: ReadingPolicy) -> None:
         self._source = source
         self._policy = policy
         self._lock = threading.Lock()
-        self.reasons: dict[int, str] = {}
+        self.reasons: dict[str, str] = {}
 
     def add(self, broken: list[tuple[int, str]]) -> None:
         """Count images that were replaced. Raises DataError above policy.max_broken."""
         with self._lock:
             for sample_id, reason in broken:
-                if sample_id not in self.reasons:
-                    self.reasons[sample_id] = reason
-                    LOG.warning("replaced unreadable image %s (%s)", self._source.name(sample_id), reason)
+                name = self._source.name(sample_id)
+                if name not in self.reasons:
+                    self.reasons[name] = reason
+                    LOG.warning("replaced unreadable image %s (%s)", name, reason)
             if len(self.reasons) > self._policy.max_broken:
-                first = min(self.reasons)
-                raise DataError(
-                    f"{len(self.reasons)} unreadable images, more than the {self._policy.max_broken} that "
-                    f"data.max_broken_share allows, first {self._source.name(first)} ({self.reasons[first]})"
-                )
+                raise too_many_broken(self.reasons, self._policy.max_broken)

@@ -58,6 +58,8 @@ class ResidentLoader:
         self.num_samples = len(arrays.labels)
         self.class_to_idx = arrays.class_to_idx
         self.per_rank_batch_size = per_rank_batch_size
+        self.broken: dict[str, str] = {}
+        self.max_broken = self.ignored = 0
         job_batch = world.size * per_rank_batch_size
         self.batches_per_epoch = (
             training_batches(self.num_samples, 0, world.size, per_rank_batch_size)

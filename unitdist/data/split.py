@@ -4,6 +4,7 @@ Both image loaders (DALI and torchvision) take everything that decides what a ba
 """
 
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Split:
 
     def on_device(self, epoch: int, sample_ids: Ints, images: torch.Tensor) -> torch.Tensor:
         """Augmentation of a normalized batch, (b, C, H, W), where it lies; none in validation."""
-        if not self.training or not (self.config.randaugment_operations or self.config.erasing_probability):
+        if not self.augments_on_device:
             return images
         from unitdist.data.device_augment import augment_on_device  # needs torchvision, which DALI users may lack
 
@@ -65,8 +66,20 @@ class Split:
             max_pixels=self.config.max_image_megapixels * 1_000_000,
         )
 
+    def versions(self, packages: dict[str, str]) -> str:
+        """Names and versions of what makes the pixels. packages: {name: version} of the loader's own."""
+        packages = {"unitdist": version("unitdist"), **packages}
+        if self.augments_on_device:
+            packages |= {name: version(name) for name in ("torch", "torchvision")}
+        return ", ".join(f"{name} {number}" for name, number in packages.items())
+
+    @property
+    def augments_on_device(self) -> bool:
+        """Whether on_device changes anything."""
+        return self.training and bool(self.config.randaugment_operations or self.config.erasing_probability)
+
     def fingerprint(self) -> dict[str, int | float | str]:
-        """What decides the samples and their pixels. World and batch size do not: any of them continues an epoch."""
+        """What decides the samples and their pixels, but for the decoder. World and batch size do not."""
         config = self.config
         shared: dict[str, int | float | str] = {
             "source": self.source.kind,

@@ -21,6 +21,8 @@ class SyntheticLoader:
         self.num_samples = config.synthetic_samples
         self.class_to_idx = {f"class_{label}": label for label in range(config.synthetic_classes)}
         self.per_rank_batch_size = per_rank_batch_size
+        self.broken: dict[str, str] = {}
+        self.max_broken = self.ignored = 0
         self._job_batch = world.size * per_rank_batch_size
         whole = self.num_samples // self._job_batch
         self.batches_per_epoch = whole if training else -(-self.num_samples // self._job_batch)

@@ -7,6 +7,7 @@ quarter of the transfer.
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from io import BytesIO
 
 import numpy as np
@@ -132,7 +133,7 @@ class TorchvisionLoader:
         config = split.config
         self._split = split
         self._device = device
-        self.num_samples = len(split.source)
+        self.num_samples, self.ignored = len(split.source), split.source.ignored
         self.class_to_idx = split.source.class_to_idx
         self.per_rank_batch_size = split.per_rank_batch_size
         self.batches_per_epoch = split.batches_per_epoch
@@ -159,8 +160,13 @@ class TorchvisionLoader:
 
     @property
     def broken(self) -> dict[str, str]:
-        """{name: reason} of the images that this rank had to replace so far."""
-        return {self._split.source.name(i): reason for i, reason in self._broken.reasons.items()}
+        """See Loader."""
+        return self._broken.reasons
+
+    @property
+    def max_broken(self) -> int:
+        """See Loader."""
+        return self._split.policy.max_broken
 
     def iterate(self, epoch: int, start_sample: int = 0) -> Iterator[Batch]:
         """See Loader. Raises DataError for an image that cannot be read, or for too many of them."""
@@ -182,7 +188,12 @@ class TorchvisionLoader:
 
     def fingerprint(self) -> dict[str, int | float | str]:
         """See Loader."""
-        return {"loader": "torchvision"} | self._split.fingerprint()
+        packages = {name: version(name) for name in ("pillow", "torchvision", "torch")}
+        return self._split.fingerprint() | {
+            "loader": "torchvision",
+            "decoder": "pillow",
+            "versions": self._split.versions(packages),
+        }
 
     def close(self) -> None:
         """See Loader."""

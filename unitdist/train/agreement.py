@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from unitdist.errors import TrainingError, UnitdistError
+from unitdist.train.failure import raise_first
 from unitdist.train.stopping import Stopped
 from unitdist.world import World
 
@@ -31,14 +32,7 @@ def agreed(world: World) -> Iterator[None]:
         if own is not None:
             raise own
         return
-    outcomes: list[tuple[type[UnitdistError], str] | None] = [None] * world.size
-    dist.all_gather_object(outcomes, None if own is None else (type(own), str(own)))
-    for rank, outcome in enumerate(outcomes):
-        if outcome is not None:
-            kind, message = outcome
-            agreed_error = kind(message)
-            agreed_error.speaker = rank
-            raise agreed_error from own
+    raise_first(own)
 
 
 def from_rank_zero(world: World, make: Callable[[], T]) -> T:

@@ -24,7 +24,7 @@ from unitdist.train.init_from import init_model, read_weights
 from unitdist.train.metrics import Record, TrainSums
 from unitdist.train.optim import build_optimizer
 from unitdist.train.progress import Progress
-from unitdist.train.resume import check_same_run
+from unitdist.train.resume import check_same_run, job_fingerprint
 from unitdist.train.run_folder import RunFolder, lock_run_folder, open_run_folder, write_status
 from unitdist.train.saving import load
 from unitdist.train.schedule import peak_learning_rate
@@ -65,6 +65,7 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
         )
         resources.callback(val_loader.close)
         check_sizes(config, train_loader)
+    differences: list[str] = []
     group = new_sync_group(split.sync_group_size) if 1 < split.sync_group_size < world.size else None
     with agreed(world):
         torch.manual_seed(config.run.seed)
@@ -74,13 +75,15 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
         if config.train.channels_last and not engine.uses_deepspeed:  # DeepSpeed broadcasts weights as flat bytes
             module = module.to(memory_format=torch.channels_last)
         if checkpoint is not None:
-            check_same_run(config, train_loader.fingerprint(), checkpoint, source=str(folder.resume_from))
+            fingerprint = job_fingerprint(config, train_loader, world_size=world.size)
+            differences = check_same_run(config, fingerprint, checkpoint, source=str(folder.resume_from))
             load_model_state(module, checkpoint["model"], str(folder.resume_from))
         elif start_weights is not None:
             init_model(module, start_weights, config)
     module = module.to(engine.device)
     stop = StopRequest(world)
     resources.callback(stop.close)
+    stop.limit_broken(train_loader.broken, train_loader.max_broken)
     run = Run(
         config=config,
         folder=folder,
@@ -113,7 +116,7 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
     if checkpoint is not None:
         load(run, checkpoint)
     if world.is_main:
-        open_records(run, resources)
+        open_records(run, differences, resources)
     return run
 
 
@@ -130,8 +133,11 @@ def check_sizes(config: Config, train_loader: Loader) -> None:
         )
 
 
-def open_records(run: Run, resources: ExitStack) -> None:
-    """Rank 0: write the resolved config, open metrics, TensorBoard and progress, and say what will be run."""
+def open_records(run: Run, differences: list[str], resources: ExitStack) -> None:
+    """Rank 0: write the resolved config, open metrics, TensorBoard and progress, and say what will be run.
+
+    differences: in what the checkpoint's job differed.
+    """
     config, state = run.config, run.state
     write_status(run.folder.path, "running", step=state.step)
     (run.folder.path / "config.yaml").write_text(dump_config(config))
@@ -141,6 +147,7 @@ def open_records(run: Run, resources: ExitStack) -> None:
     resources.callback(run.board.close)
     resources.callback(run.progress.close)
     world = run.engine.world
+    ignored = run.train_loader.ignored + run.val_loader.ignored
     peak = peak_learning_rate(config.optim, global_batch_size=config.data.global_batch_size)
     statistics = run.split.sync_group_size * run.split.per_rank_batch_size
     run.progress.say(
@@ -149,8 +156,11 @@ def open_records(run: Run, resources: ExitStack) -> None:
         f"batch {config.data.global_batch_size} = {world.size} ranks x {config.train.accumulation_steps} accumulation x "
         f"{run.split.per_rank_batch_size} images; statistics over {statistics} images; peak lr {peak:g}\n"
         f"{run.train_loader.num_samples:,} training and {run.val_loader.num_samples:,} validation images, "
-        f"{config.model.num_classes} classes; "
+        f"{config.model.num_classes} classes{f' ({ignored:,} other files ignored)' if ignored else ''}; "
         f"{config.train.epochs} epochs x {run.steps_per_epoch} steps, {run.total_steps} steps to run"
     )
     if state.step:
-        run.progress.say(f"resumed from {run.folder.resume_from} at step {state.step} (epoch {state.epoch + 1})")
+        changes = "".join(f"; {difference}" for difference in differences)
+        run.progress.say(
+            f"resumed from {run.folder.resume_from} at step {state.step} (epoch {state.epoch + 1}){changes}"
+        )

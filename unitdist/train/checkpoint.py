@@ -13,7 +13,7 @@ Keys of a checkpoint (all plain values and tensors, so `weights_only=True` reads
 | epoch, step | epochs finished; optimizer steps taken |
 | samples | training images of the unfinished epoch already consumed, over all ranks |
 | rng | {"seed": int}: every draw is a function of (seed, step, rank) or (seed, epoch, sample), so the seed is all |
-| loader | fingerprint of the training data |
+| loader | fingerprint of the training data and of the job (resume.py) |
 | partial | per-rank sums of the unfinished epoch's training metrics |
 | monitor | what the live monitor's next distances refer to, or None |
 | class_to_idx | class name -> label |

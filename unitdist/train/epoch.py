@@ -1,8 +1,6 @@
 """One epoch of training: steps, micro-batches, and the log line between them."""
 
 import math
-import time
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -10,6 +8,7 @@ from torch import nn
 from unitdist.data.batch import Batch
 from unitdist.errors import TrainingError
 from unitdist.train import engine as engines
+from unitdist.train.batches_ahead import BatchesAhead
 from unitdist.train.metrics import Stopwatch
 from unitdist.train.progress import eta
 from unitdist.train.saving import save
@@ -23,14 +22,24 @@ def train_epoch(run: Run) -> dict[str, float]:
     watch = Stopwatch()
     assert engine.model is not None
     engine.model.train()
-    batches = run.train_loader.iterate(state.epoch, start_sample=state.samples)
+    steps_done = state.samples // config.data.global_batch_size
+    batches = BatchesAhead(
+        run.train_loader,
+        engine.world,
+        run.stop,
+        watch,
+        epoch=state.epoch,
+        start_sample=state.samples,
+        steps=min(run.steps_per_epoch - steps_done, run.total_steps - state.step),
+        accumulation_steps=config.train.accumulation_steps,
+    )
     while state.samples // config.data.global_batch_size < run.steps_per_epoch:
         if state.step >= run.total_steps:
             break
         engines.set_learning_rate(engine, learning_rate_of_step(run, state.step))
         torch.manual_seed(step_seed(config.run.seed, state.step, engine.world.rank))
-        for micro_step in range(config.train.accumulation_steps):
-            train_on(run, next_batch(batches, watch), micro_step)
+        for micro_step, batch in enumerate(batches.take()):
+            train_on(run, batch, micro_step)
         state.step += 1
         state.samples += config.data.global_batch_size
         watch.images += config.data.global_batch_size
@@ -44,19 +53,12 @@ def train_epoch(run: Run) -> dict[str, float]:
             log_window(run, watch)
         if config.checkpoint.every_steps and state.step % config.checkpoint.every_steps == 0 and not epoch_ends:
             save(run, run.folder.last)
+        batches.refill()
         run.stop.check()
-    if isinstance(batches, Iterator) and hasattr(batches, "close"):
-        batches.close()
+    batches.close()
     if state.samples // config.data.global_batch_size == run.steps_per_epoch:
         state.epoch, state.samples = state.epoch + 1, 0
     return watch.timing()
-
-
-def next_batch(batches: Iterator[Batch], watch: Stopwatch) -> Batch:
-    started = time.perf_counter()
-    batch = next(batches)
-    watch.waited += time.perf_counter() - started
-    return batch
 
 
 def train_on(run: Run, batch: Batch, micro_step: int) -> None:

@@ -1,7 +1,9 @@
 """Sums of the training metrics on the device, and the run's record in metrics.jsonl."""
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,13 @@ class Stopwatch:
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.started
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around a wait for data."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
 
     def timing(self) -> dict[str, float]:
         seconds = self.seconds

@@ -4,6 +4,7 @@ from typing import Any
 
 from unitdist.config import Config
 from unitdist.config_file import config_to_dict
+from unitdist.data.batch import Loader
 from unitdist.errors import ConfigError
 
 # Keys that change what is computed from the next step on. The rest (threads, folders, log intervals, epochs, engine, world
@@ -25,9 +26,33 @@ BOUND = {
 }
 FREE_MODEL_KEYS = ("sync_group", "stats_batch_size", "init_from", "init_head")
 
+Fingerprint = dict[str, int | float | str]
 
-def check_same_run(config: Config, fingerprint: dict[str, Any], checkpoint: dict[str, Any], *, source: str) -> None:
-    """Raises ConfigError that names the first setting, or property of the data, in which the two differ."""
+MAY_DIFFER = ("world_size",)
+"""Items that change neither the samples nor their order: told, not refused."""
+BOUND_WITHIN_EPOCH = ("loader", "decoder", "versions")
+"""Items that change pixels by a grey level or so: free between epochs, and within one by data.accept_other_decoder."""
+MEANING = {
+    "source": "the source (data.source)",
+    "content": "the list of images (SHA-256 of names and labels)",
+    "num_samples": "the number of training images",
+    "seed": "the seed (run.seed)",
+    "world_size": "the number of ranks",
+    "global_batch_size": "data.global_batch_size",
+    "versions": "the versions of what makes the pixels",
+}
+
+
+def job_fingerprint(config: Config, loader: Loader, *, world_size: int) -> Fingerprint:
+    """What is saved in checkpoints: the training data, its order, and how the job shared it out."""
+    return loader.fingerprint() | {"global_batch_size": config.data.global_batch_size, "world_size": world_size}
+
+
+def check_same_run(config: Config, fingerprint: Fingerprint, checkpoint: dict[str, Any], *, source: str) -> list[str]:
+    """Raises ConfigError that names the first setting, or item of job_fingerprint, in which the two differ.
+
+    Returns what differs and may, in words. Items that the checkpoint's version did not save yet are not compared.
+    """
     own, saved = config_to_dict(config), checkpoint["config"]
     for section, keys in BOUND.items():
         for key in keys if keys is not None else own[section]:
@@ -38,8 +63,23 @@ def check_same_run(config: Config, fingerprint: dict[str, Any], checkpoint: dict
                     f"{source} was made with {section}.{key}: {saved[section][key]}, this run has {own[section][key]}; "
                     "use the same, or start a new run"
                 )
-    for key, value in checkpoint["loader"].items():
-        if key in fingerprint and fingerprint[key] != value:
-            raise ConfigError(
-                f"{source} was made on other data: {key} was {value}, is {fingerprint[key]}; a resume would not see the same samples"
-            )
+    notes = []
+    for key, was in checkpoint["loader"].items():
+        now = fingerprint.get(key, "absent")
+        if now == was:
+            continue
+        name = MEANING.get(key, key)
+        within_epoch = bool(checkpoint["samples"]) and not config.data.accept_other_decoder
+        if key not in MAY_DIFFER and not (key in BOUND_WITHIN_EPOCH and not within_epoch):
+            raise ConfigError(f"{source} was made on other data: {name} was {was}, is {now}; {_what_to_do(key)}")
+        notes.append(f"{name} was {was}, is {now}")
+    return notes
+
+
+def _what_to_do(key: str) -> str:
+    if key in BOUND_WITHIN_EPOCH:
+        return (
+            "within an epoch some pixels would change by a grey level or so; go on with the same, resume from the end of an "
+            "epoch, or accept it with data.accept_other_decoder=true"
+        )
+    return "a resume would not see the same samples; use the same, or start a new run"

@@ -13,6 +13,7 @@ from unitdist.errors import CheckpointError, TrainingError
 from unitdist.train import engine as engines
 from unitdist.train.agreement import agreed
 from unitdist.train.checkpoint import FORMAT, save_checkpoint
+from unitdist.train.resume import job_fingerprint
 from unitdist.train.state import Run, TrainState
 
 
@@ -36,7 +37,7 @@ def save(run: Run, path: Path) -> None:
         "step": state.step,
         "samples": state.samples,
         "rng": {"seed": run.config.run.seed},
-        "loader": run.train_loader.fingerprint(),
+        "loader": job_fingerprint(run.config, run.train_loader, world_size=engine.world.size),
         "partial": {"windows": windows, "epoch": list(run.sums.epoch)},
         "monitor": None if run.monitor is None else run.monitor.state(),
         "class_to_idx": dict(run.train_loader.class_to_idx),

@@ -1,7 +1,7 @@
-"""Leaving in order: a signal to any rank stops all ranks after the same step, saved.
+"""Leaving in order: a signal to any rank, or a failure of any rank's data, stops all ranks after the same step.
 
 SIGTERM and SIGUSR1 are what schedulers send before a time limit or a preemption. The handler only sets a flag; once a step
-the ranks agree on the largest flag. The exchange runs on the host (gloo) beside the step and is read one step
+the ranks add up their flags. The exchange runs on the host (gloo) beside the step and is read one step
 later, so that it costs no synchronization with the device. A second signal leaves at once, but
 for repeats of the first: schedulers and launchers send one request two or three times.
 """
@@ -9,12 +9,15 @@ for repeats of the first: schedulers and launchers send one request two or three
 import os
 import signal
 import time
+from collections.abc import Mapping
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
+from unitdist.data.reading import too_many_broken
 from unitdist.errors import UnitdistError
+from unitdist.train.failure import raise_first
 from unitdist.world import World
 
 REPEAT_S = 5.0
@@ -30,13 +33,19 @@ class Stopped(UnitdistError):
 
 
 class StopRequest:
-    """Flag of this process and its agreement over ranks. Made on all ranks together; restores the old handlers on close."""
+    """What this process asks of all: to stop, or to fail together. Agreed over ranks once a step.
+
+    Made on all ranks together; restores the old signal handlers on close.
+    """
 
     def __init__(self, world: World) -> None:
         self._name, self._noted = "", 0.0
+        self._failure: UnitdistError | None = None
+        self._broken: Mapping[str, str] = {}
+        self._max_broken, self._counted = 0, 0
         self._alone = world.size == 1
         self._group = None if self._alone else dist.new_group(backend="gloo")
-        self._agreed = torch.zeros(1, dtype=torch.int32)
+        self._agreed = torch.zeros(3, dtype=torch.int64)
         self._pending: dist.Work | None = None
         self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
@@ -47,22 +56,62 @@ class StopRequest:
         if not self._name:
             self._name, self._noted = signal.Signals(number).name, now
 
+    def fail(self, error: UnitdistError) -> None:
+        """This rank cannot go on after the steps for which it holds its batches. All ranks raise the error: alone at the
+        next check(), on several ranks at the one after it, until when this rank takes part in what the others do."""
+        self._failure = self._failure or error
+
+    def limit_broken(self, broken: Mapping[str, str], max_broken: int) -> None:
+        """Raise DataError on all ranks once they have met more than max_broken different images in `broken`, together.
+
+        broken: {name: reason}, looked at in every check.
+        """
+        self._broken, self._max_broken = broken, max_broken
+
     def check(self) -> None:
-        """Once per step (or validation batch), by all ranks. Raises Stopped on all of them in the same call."""
+        """Once per step (or validation batch), by all ranks. Raises Stopped, or a failure, on all of them in the same call."""
         if self._alone:
-            stop = bool(self._name)
+            stop, failed, broken = self._flags()
         else:
             if self._pending is not None:
                 self._pending.wait()
-            stop = bool(self._agreed.item())
-            self._agreed.fill_(int(bool(self._name)))
-            self._pending = None if stop else self._exchange()
+            stop, failed, broken = self._agreed.tolist()
+            self._agreed.copy_(torch.tensor(self._flags()))
+            self._pending = None if stop or failed else self._exchange()
+        if failed:
+            self._raise_failure()
+        if broken > max(self._max_broken, self._counted):
+            self._counted = broken
+            self._require_few_broken()
         if stop:
             raise Stopped(self._name or "another rank was asked to stop")
 
+    def _flags(self) -> list[int]:
+        return [int(bool(self._name)), int(self._failure is not None), len(self._broken)]
+
+    def _raise_failure(self) -> None:
+        if self._group is not None:
+            raise_first(self._failure, self._group)  # type: ignore[arg-type]
+        assert self._failure is not None
+        raise self._failure
+
+    def _require_few_broken(self) -> None:
+        """The sum over ranks is above the limit; do the different images reach it too? Another epoch gives a broken image to
+        another rank, which counts it again."""
+        broken = dict(self._broken)
+        if self._group is not None:
+            # The exchange that was just posted comes first on every rank.
+            by_rank: list[dict[str, str]] = [{}] * dist.get_world_size(self._group)  # type: ignore[arg-type]
+            dist.all_gather_object(by_rank, broken, group=self._group)  # type: ignore[arg-type]
+            broken = {name: reason for of_rank in by_rank for name, reason in of_rank.items()}
+        if len(broken) > self._max_broken:
+            error = too_many_broken(broken, self._max_broken)
+            error.speaker = 0
+            raise error
+
     def _exchange(self) -> dist.Work | None:
         assert isinstance(self._group, dist.ProcessGroup)
-        return dist.all_reduce(self._agreed, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return dist.all_reduce(self._agreed, dist.ReduceOp.SUM, group=self._group, async_op=True)
 
     def close(self) -> None:
         for number, handler in self._previous.items():

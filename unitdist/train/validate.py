@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from unitdist.data.batch import Loader
-from unitdist.errors import TrainingError
+from unitdist.errors import TrainingError, UnitdistError
+from unitdist.train.agreement import agreed
 from unitdist.train.engine import Engine
 from unitdist.train.stopping import StopRequest
 
@@ -19,7 +20,7 @@ def validate(
 
     Each image counts once: integer counts over `valid` images are summed over ranks, and their total must be the size
     of the set, else TrainingError. `state` (an EMA's) replaces the network's weights and running statistics.
-    With fewer than five classes top-5 takes all of them.
+    With fewer than five classes top-5 takes all of them. A rank that cannot read an image makes all ranks raise DataError.
     """
     assert engine.module is not None
     module = engine.module
@@ -27,9 +28,19 @@ def validate(
     module.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=engine.device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
-    for batch in loader.iterate(0):
+    batches, failure = loader.iterate(0), None
+    for _ in range(loader.batches_per_epoch):
         if stop is not None:
             stop.check()
+        if failure is not None:
+            continue  # the other ranks go on until they know, and meet in check()
+        try:
+            batch = next(batches)
+        except UnitdistError as error:
+            failure = error
+            if stop is not None:
+                stop.fail(error)
+            continue
         images, labels, valid = (
             part.to(engine.device, non_blocking=True) for part in (batch.images, batch.labels, batch.valid)
         )
@@ -41,6 +52,9 @@ def validate(
         counts += torch.stack([(top[:, 0] & valid).sum(), (top.any(1) & valid).sum(), valid.sum()])
         loss_sum += (losses * valid).sum().double()
     module.train(was_training)
+    with agreed(engine.world):  # a failure in the last batches, which no check() has told yet
+        if failure is not None:
+            raise failure
     top1, top5, count = engine.sum_over_ranks(counts).tolist()
     total_loss = float(engine.sum_over_ranks(loss_sum))
     if count != loader.num_samples:
