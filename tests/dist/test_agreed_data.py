@@ -47,7 +47,7 @@ def train_steps(world: World, stop: StopRequest, loader: FailingLoader, broken_a
     """What train/epoch.py does around a step, with an all_reduce as the step."""
     seen: dict[str, Any] = {"steps": 0, "error": "", "speaker": None}
     broken: dict[str, str] = {}
-    stop.limit_broken(broken, 2)
+    stop.limit_broken(SimpleNamespace(broken=broken, max_broken=2))  # type: ignore[arg-type]
     try:
         batches = BatchesAhead(
             loader, world, stop, Stopwatch(), epoch=0, start_sample=0, steps=STEPS, accumulation_steps=1

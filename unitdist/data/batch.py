@@ -31,7 +31,7 @@ class Loader(Protocol):
 
     num_samples: samples in the data set. class_to_idx: class name -> label. per_rank_batch_size: rows of a batch.
     batches_per_epoch: batches that iterate(epoch) yields on every rank. broken: {name: reason} of the images that this rank
-    had to replace so far, always the same dict. max_broken: so many may be replaced on all ranks together. ignored: files
+    had to replace so far. max_broken: so many may be replaced on all ranks together. ignored: files
     that are left out, being no images, hidden or, in a manifest, bad.
     """
 

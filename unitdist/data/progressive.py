@@ -19,6 +19,7 @@ class ProgressiveLoader:
         self._side = config.image_size_px
         self._loader = build(at_side(config, self._side))
         self._fingerprint = self._loader.fingerprint()
+        self._broken_before: dict[str, str] = {}
 
     @property
     def num_samples(self) -> int:
@@ -40,10 +41,26 @@ class ProgressiveLoader:
         """See Loader."""
         return self._loader.batches_per_epoch
 
+    @property
+    def broken(self) -> dict[str, str]:
+        """See Loader."""
+        return self._broken_before | self._loader.broken
+
+    @property
+    def max_broken(self) -> int:
+        """See Loader."""
+        return self._loader.max_broken
+
+    @property
+    def ignored(self) -> int:
+        """See Loader."""
+        return self._loader.ignored
+
     def iterate(self, epoch: int, start_sample: int = 0) -> Iterator[Batch]:
         """See Loader. `epoch` counts from 0, as everywhere in code."""
         side = side_of_epoch(self._config, epoch)
         if side != self._side:
+            self._broken_before = self.broken
             self._loader.close()
             self._loader, self._side = self._build(at_side(self._config, side)), side
         return self._loader.iterate(epoch, start_sample)

@@ -83,7 +83,7 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
     module = module.to(engine.device)
     stop = StopRequest(world)
     resources.callback(stop.close)
-    stop.limit_broken(train_loader.broken, train_loader.max_broken)
+    stop.limit_broken(train_loader)
     run = Run(
         config=config,
         folder=folder,

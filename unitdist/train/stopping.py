@@ -9,12 +9,12 @@ for repeats of the first: schedulers and launchers send one request two or three
 import os
 import signal
 import time
-from collections.abc import Mapping
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
+from unitdist.data.batch import Loader
 from unitdist.data.reading import too_many_broken
 from unitdist.errors import UnitdistError
 from unitdist.train.failure import raise_first
@@ -41,8 +41,8 @@ class StopRequest:
     def __init__(self, world: World) -> None:
         self._name, self._noted = "", 0.0
         self._failure: UnitdistError | None = None
-        self._broken: Mapping[str, str] = {}
-        self._max_broken, self._counted = 0, 0
+        self._replacing: Loader | None = None
+        self._counted = 0
         self._alone = world.size == 1
         self._group = None if self._alone else dist.new_group(backend="gloo")
         self._agreed = torch.zeros(3, dtype=torch.int64)
@@ -61,12 +61,9 @@ class StopRequest:
         next check(), on several ranks at the one after it, until when this rank takes part in what the others do."""
         self._failure = self._failure or error
 
-    def limit_broken(self, broken: Mapping[str, str], max_broken: int) -> None:
-        """Raise DataError on all ranks once they have met more than max_broken different images in `broken`, together.
-
-        broken: {name: reason}, looked at in every check.
-        """
-        self._broken, self._max_broken = broken, max_broken
+    def limit_broken(self, loader: Loader) -> None:
+        """From now on: raise DataError on all ranks once they have together replaced more than loader.max_broken images."""
+        self._replacing = loader
 
     def check(self) -> None:
         """Once per step (or validation batch), by all ranks. Raises Stopped, or a failure, on all of them in the same call."""
@@ -80,14 +77,18 @@ class StopRequest:
             self._pending = None if stop or failed else self._exchange()
         if failed:
             self._raise_failure()
-        if broken > max(self._max_broken, self._counted):
+        if self._replacing is not None and broken > max(self._replacing.max_broken, self._counted):
             self._counted = broken
-            self._require_few_broken()
+            self._require_few_broken(self._replacing)
         if stop:
             raise Stopped(self._name or "another rank was asked to stop")
 
     def _flags(self) -> list[int]:
-        return [int(bool(self._name)), int(self._failure is not None), len(self._broken)]
+        return [
+            int(bool(self._name)),
+            int(self._failure is not None),
+            0 if self._replacing is None else len(self._replacing.broken),
+        ]
 
     def _raise_failure(self) -> None:
         if self._group is not None:
@@ -95,17 +96,17 @@ class StopRequest:
         assert self._failure is not None
         raise self._failure
 
-    def _require_few_broken(self) -> None:
+    def _require_few_broken(self, loader: Loader) -> None:
         """The sum over ranks is above the limit; do the different images reach it too? Another epoch gives a broken image to
         another rank, which counts it again."""
-        broken = dict(self._broken)
+        broken = dict(loader.broken)
         if self._group is not None:
             # The exchange that was just posted comes first on every rank.
             by_rank: list[dict[str, str]] = [{}] * dist.get_world_size(self._group)  # type: ignore[arg-type]
             dist.all_gather_object(by_rank, broken, group=self._group)  # type: ignore[arg-type]
             broken = {name: reason for of_rank in by_rank for name, reason in of_rank.items()}
-        if len(broken) > self._max_broken:
-            error = too_many_broken(broken, self._max_broken)
+        if len(broken) > loader.max_broken:
+            error = too_many_broken(broken, loader.max_broken)
             error.speaker = 0
             raise error
 
