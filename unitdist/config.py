@@ -28,6 +28,10 @@ class RunConfig:
     """Seed of weights, sample order and augmentation, >= 0."""
     deterministic: bool = False
     """Ask torch for deterministic algorithms (slower on a GPU)."""
+    wandb: bool = False
+    """Write scalars and config to Weights & Biases too (needs the package wandb; WANDB_MODE=offline keeps them here)."""
+    wandb_project: str = "unitdist"
+    """wandb: the project, not empty."""
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "run.seed", ">= 0", self.seed)
@@ -37,6 +41,7 @@ class RunConfig:
             "a plain folder name",
             self.name,
         )
+        _require(bool(self.wandb_project.strip()), "run.wandb_project", "a name", self.wandb_project)
 
 
 @dataclass(frozen=True, kw_only=True)

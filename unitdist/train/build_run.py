@@ -20,6 +20,7 @@ from unitdist.train.batch_split import BatchSplit
 from unitdist.train.checkpoint import load_model_state, read_checkpoint, remove_leftovers
 from unitdist.train.ema import WeightAverage
 from unitdist.train.engine import Engine
+from unitdist.train.environment import append_environment
 from unitdist.train.init_from import init_model, read_weights
 from unitdist.train.metrics import Record, TrainSums
 from unitdist.train.optim import build_optimizer
@@ -32,6 +33,7 @@ from unitdist.train.state import Run, TrainState
 from unitdist.train.stopping import StopRequest
 from unitdist.train.tensorboard import Board
 from unitdist.train.timm_training import build_mixup
+from unitdist.train.wandb_run import open_wandb, require_wandb
 
 
 def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | None, resources: ExitStack) -> Run:
@@ -42,6 +44,8 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
     world = engine.world
 
     def open_and_read() -> tuple[RunFolder, dict[str, Any] | None, dict[str, torch.Tensor] | None]:
+        if config.run.wandb:
+            require_wandb()
         folder = open_run_folder(config, resume=resume)
         resources.enter_context(lock_run_folder(folder.path))
         remove_leftovers(folder.path)
@@ -142,7 +146,10 @@ def open_records(run: Run, differences: list[str], resources: ExitStack) -> None
     write_status(run.folder.path, "running", step=state.step)
     (run.folder.path / "config.yaml").write_text(dump_config(config))
     run.record = Record(run.folder.path / "metrics.jsonl", resumed_step=state.step)
-    run.board = Board(run.folder.path / "tensorboard", resumed_step=state.step)
+    append_environment(run.folder.path, run.engine.world, resumed_step=state.step)
+    run.board = Board(
+        run.folder.path / "tensorboard", config, resumed_step=state.step, wandb=open_wandb(run.folder.path, config)
+    )
     run.progress = Progress(total_steps=run.total_steps, done_steps=state.step, shown=True)
     resources.callback(run.board.close)
     resources.callback(run.progress.close)

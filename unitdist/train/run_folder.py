@@ -15,7 +15,7 @@ from unitdist.world import World
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """`path` holds config.yaml, last.pt, best.pt, metrics.jsonl and tensorboard/; `resume_from` is the checkpoint to
+    """`path` holds config.yaml, last.pt, best.pt, metrics.jsonl, environment.jsonl and tensorboard/; `resume_from` is the checkpoint to
     continue from, or None."""
 
     path: Path
