@@ -74,7 +74,7 @@ def draw_moments(results: Results, seed: str) -> Figure:
 
 
 def draw_stability(results: Results) -> Figure:
-    """Per unit and seed: standard deviation over the epochs, and mean change between epochs, of skewness and kurtosis."""
+    """Movement of skewness and kurtosis in finished runs: a small mark per unit, a column and a bar (median) per seed."""
     figure, axes = plt.subplots(1, 4, figsize=(7.2, 2.6), constrained_layout=True)
     cases = [(moment, measure) for moment in ("skewness", "kurtosis") for measure in ("std", "step")]
     for axis, (moment, measure) in zip(axes, cases, strict=True):
@@ -84,16 +84,15 @@ def draw_stability(results: Results) -> Figure:
         axis.set_xticks([0, 1], list(ARM_LABELS.values()))
         axis.set_xlim(-0.5, 1.5)
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
         for place, arm in enumerate(ARM_LABELS):
             color, _, marker = STYLES[place]
-            runs = results["runs"].get(arm, {}).values()
-            per_seed = [measure_units(moment_series(run, moment), measure, 1) for run in runs if run["epochs_done"] > 1]
-            if not per_seed:
-                continue
-            values = np.concatenate(per_seed)
-            spread = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else np.zeros(1)
-            axis.plot(place + spread, values, marker, color=color, markersize=3, markerfacecolor="none")
-            axis.plot([place - 0.25, place + 0.25], [np.median(values)] * 2, color="black", linewidth=1.5)
+            runs = list(finished_runs(results, arm).values())
+            for column, run in enumerate(runs):
+                values = measure_units(moment_series(run, moment), measure, 1)
+                x = place + 0.22 * (column - (len(runs) - 1) / 2)
+                axis.plot([x] * len(values), values, marker, color=color, markersize=3, markerfacecolor="none")
+                axis.plot([x - 0.09, x + 0.09], [np.nanmedian(values)] * 2, color="black", linewidth=1.5)
     return figure
 
 

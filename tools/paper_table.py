@@ -1,10 +1,13 @@
 """Ours beside the paper's, as text. A run that was not made is "not run", never a number."""
 
 from statistics import mean, median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paper_experiments import Arm, Experiment
 from paper_results import Results, finished_runs, unfinished_runs
+
+if TYPE_CHECKING:  # numpy and scipy are loaded for Fig. 2 alone
+    from paper_stability import Comparison
 
 
 def print_table(experiment: Experiment, results: Results) -> None:
@@ -51,23 +54,38 @@ def _count(experiment: Experiment, results: Results, arm: Arm, finished: int) ->
 
 
 def _moment_rows(results: Results) -> list[list[str]]:
-    from paper_stability import MEASURES, compare
+    from paper_stability import compare, rate_stretches
 
-    rows = [["from epoch", "moment", "median over units and seeds of", "BN", "unitization", "p (Mann-Whitney)"]]
-    for first_epoch in (1, 11):
-        for one in compare(results, first_epoch):
-            numbers = [f"{one.bn:.4f}", f"{one.unit:.4f}", f"{one.p_value:.2g}"]
-            rows.append([str(first_epoch), one.moment, MEASURES[one.measure], *numbers])
-    if len(rows) == 1:
+    rows = [
+        ["epochs", "moment", "median over units of", "BN: median over seeds (range)", "unitization", "p over seeds"]
+    ]
+    whole = compare(results, 1)
+    rows += [_comparison_row(one) for one in whole]
+    if whole:
+        # What the rate has to do with it: the two moments of the paper's claim, at each rate.
+        stretches = rate_stretches(next(iter(finished_runs(results, "bn").values())))
+        for first, last in stretches if len(stretches) > 1 else []:
+            kept = [
+                one
+                for one in compare(results, first, last)
+                if one.measure == "std" and one.moment in ("skewness", "kurtosis")
+            ]
+            rows += [_comparison_row(one) for one in kept]
+    else:
         rows.append(["", "all", "", "not run", "not run", ""])
     for arm, name in (("bn", "BN"), ("unit", "unitization")):
         runs = results["runs"].get(arm, {})
         made = ", ".join(f"seed {seed}: {run['epochs_done']} of {run['epochs']} epochs" for seed, run in runs.items())
-        top1 = [f"{run['metrics']['val_top1']:.2f}" for run in runs.values()]
-        rows.append(
-            ["", f"{name} runs", f"{made or 'not run'}", "", "", f"test top-1 {', '.join(top1)}" if top1 else ""]
-        )
+        top1 = [f"{run['metrics']['val_top1']:.2f}" for run in finished_runs(results, arm).values()]
+        rows.append(["", f"{name} runs", made or "not run", f"test top-1 {', '.join(top1)}" if top1 else "", "", ""])
     return rows
+
+
+def _comparison_row(one: "Comparison") -> list[str]:
+    from paper_stability import MEASURES, in_words
+
+    p_value = f"{one.p_value:.2g} (smallest possible {one.smallest_p:.2g})"
+    return [f"{one.first}-{one.last}", one.moment, MEASURES[one.measure], in_words(one.bn), in_words(one.unit), p_value]
 
 
 def _distance_rows(experiment: Experiment, results: Results) -> list[list[str]]:

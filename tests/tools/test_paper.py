@@ -54,17 +54,18 @@ def write_cifar10(folder: Path, per_file: int) -> Path:
     return folder
 
 
-def made_up_results(noise: dict[str, float], epochs: int = 40, done: int = 40) -> dict[str, Any]:
+def made_up_results(noise: dict[str, float], epochs: int = 40, done: int = 40, seeds: int = 1) -> dict[str, Any]:
     """Results of fig2 whose moments are a constant plus noise of the given size."""
     generator = np.random.default_rng(0)
-    runs = {}
+    runs: dict[str, Any] = {arm: {} for arm in noise}
     for arm, size in noise.items():
-        per_epoch: dict[str, Any] = {"epoch": list(range(1, done + 1)), "lr": [0.05] * 20 + [0.01] * (done - 20)}
-        for moment in ("mean", "variance", "skewness", "kurtosis"):
-            values = 1 + size * generator.standard_normal((done, 8))
-            per_epoch[f"analysis/layers.norm11/unit_{moment}"] = values.tolist()
-        metrics = {"val_top1": 97.5}
-        runs[arm] = {"0": {"epochs": epochs, "epochs_done": done, "metrics": metrics, "per_epoch": per_epoch}}
+        for seed in range(seeds):
+            per_epoch: dict[str, Any] = {"epoch": list(range(1, done + 1)), "lr": [0.05] * 20 + [0.01] * (done - 20)}
+            for moment in ("mean", "variance", "skewness", "kurtosis"):
+                values = 1 + size * generator.standard_normal((done, 8))
+                per_epoch[f"analysis/layers.norm11/unit_{moment}"] = values.tolist()
+            run = {"epochs": epochs, "epochs_done": done, "metrics": {"val_top1": 97.5}, "per_epoch": per_epoch}
+            runs[arm][str(seed)] = run
     provenance = {"hardware": "a machine", "torch": "2", "commit": "abc", "collected": "2026-11-24"}
     return {"experiment": "fig2", **provenance, "runs": runs}
 
@@ -208,13 +209,50 @@ def test_a_wrong_setting_stops_before_any_run(tmp_path: Path) -> None:
 def test_stability_finds_the_arm_that_moves_more() -> None:
     from paper_stability import compare
 
-    rows = compare(made_up_results({"bn": 1.0, "unit": 0.1}), first_epoch=1)
+    rows = compare(made_up_results({"bn": 1.0, "unit": 0.1}, seeds=3), first=1)
     assert len(rows) == 8
     for row in rows:
-        assert row.bn == pytest.approx(10 * row.unit, rel=0.3)
-        assert row.p_value < 0.001
+        assert len(row.bn) == len(row.unit) == 3
+        assert row.bn == pytest.approx([10 * value for value in row.unit], rel=0.3)
+        # Seeds count, not their 24 units: three against three cannot say more than this.
+        assert row.p_value == row.smallest_p == pytest.approx(0.1)
     std = next(row for row in rows if (row.moment, row.measure) == ("skewness", "std"))
-    assert std.bn == pytest.approx(1.0, rel=0.15)
+    assert std.bn == pytest.approx([1.0] * 3, rel=0.15)
+
+
+@pytest.mark.usefixtures("tools")
+def test_stability_of_arms_that_move_alike_is_no_difference() -> None:
+    from paper_stability import compare
+
+    results = made_up_results({"bn": 1.0}, seeds=3)
+    results["runs"]["unit"] = results["runs"]["bn"]
+    assert all(row.p_value == 1.0 for row in compare(results, first=1))
+
+
+@pytest.mark.usefixtures("tools")
+def test_stability_of_one_seed_claims_nothing() -> None:
+    from paper_stability import compare
+
+    rows = compare(made_up_results({"bn": 1.0, "unit": 0.1}), first=1)
+    assert {(row.p_value, row.smallest_p) for row in rows} == {(1.0, 1.0)}
+
+
+@pytest.mark.usefixtures("tools")
+def test_stability_counts_the_asked_epochs_and_no_unfinished_run(capsys: pytest.CaptureFixture[str]) -> None:
+    from paper_stability import compare, rate_stretches
+    from paper_table import print_table
+
+    results = made_up_results({"bn": 1.0, "unit": 0.1})
+    results["runs"]["bn"]["1"] = results["runs"]["bn"]["0"] | {"epochs_done": 30}
+    key = "analysis/layers.norm11/unit_skewness"
+    results["runs"]["bn"]["0"]["per_epoch"][key][20:] = [[float(epoch % 2)] * 8 for epoch in range(20)]
+    assert rate_stretches(results["runs"]["bn"]["0"]) == [(1, 20), (21, 40)]
+    late = next(row for row in compare(results, 21, 40) if (row.moment, row.measure) == ("skewness", "std"))
+    assert late.bn == (0.5,)
+    print_table(experiments().EXPERIMENTS["fig2"], results)
+    printed = capsys.readouterr().out
+    assert "21-40" in printed and "0.5000" in printed
+    assert "seed 1: 30 of 40 epochs" in printed
 
 
 @pytest.mark.usefixtures("tools")
@@ -223,7 +261,7 @@ def test_stability_of_one_arm_alone_is_not_compared(capsys: pytest.CaptureFixtur
     from paper_table import print_table
 
     results = made_up_results({"bn": 1.0})
-    assert compare(results, first_epoch=1) == []
+    assert compare(results, first=1) == []
     print_table(experiments().EXPERIMENTS["fig2"], results)
     assert "not run" in capsys.readouterr().out
 
