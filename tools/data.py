@@ -3,11 +3,12 @@
 import argparse
 import sys
 
-from data_verbs import audit, bench, index, pack, prepare_train, prepare_val, scan, stats
+from data_verbs import audit, bench, fetch, index, pack, prepare_train, prepare_val, scan, stats
 
 from unitdist.errors import UnitdistError
 
 VERBS = {
+    "fetch": fetch,
     "scan": scan,
     "pack": pack,
     "index": index,

@@ -143,4 +143,6 @@ def read_cifar(root: Path, dataset: str, *, training: bool) -> ImageArrays:
             class_to_idx={name: label for label, name in enumerate(names)},
         )
     places = " or ".join(layout[0] for layout in _LAYOUTS[dataset])
-    raise ConfigError(f"data.path: {root} holds no {dataset}: looked for {places}")
+    raise ConfigError(
+        f"data.path: {root} holds no {dataset}: looked for {places}; to download it: python tools/data.py fetch {dataset} --output {root}"
+    )

@@ -20,7 +20,10 @@ def _find(root: Path, name: str) -> Path:
             path = root / place / (name + suffix)
             if path.is_file():
                 return path
-    raise ConfigError(f"data.path: {root} holds no MNIST: looked for {name} and {name}.gz in MNIST/raw, raw and itself")
+    raise ConfigError(
+        f"data.path: {root} holds no MNIST: looked for {name} and {name}.gz in MNIST/raw, raw and itself; "
+        f"to download it: python tools/data.py fetch mnist --output {root}"
+    )
 
 
 def _read_idx(path: Path, axes: int) -> npt.NDArray[np.uint8]:
