@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unitdist import Unitization1d, Unitization2d
 from unitdist.analysis.moments import moments_of
 from unitdist.analysis.monitor import Samples, ShiftMonitor, build_monitor
+from unitdist.analysis.picture import CELL_HW, GAP_PX, PANEL_CELLS, PANELS, TITLE_PX, draw_layers
 from unitdist.analysis.probe import capture_outputs
 from unitdist.config import Config
 from unitdist.config_file import config_from_dict
@@ -131,10 +132,23 @@ def test_picture_and_histograms_show_every_layer() -> None:
     model = small_net()
     shift = monitor_of(model).measure(model)
     assert shift.picture.dtype == torch.uint8
-    assert shift.picture.shape[0] == 3
-    assert shift.picture.shape[1] % 2 == 0
+    assert shift.picture.shape[:2] == (3, TITLE_PX + 2 * CELL_HW[0])
     assert set(shift.histograms) >= {"analysis/1/alpha", "analysis/1/p", "analysis/4/skewness"}
     assert len(shift.histograms["analysis/1/p"]) == 30
+
+
+def test_picture_has_sorted_values_as_greys_and_hatches_what_a_layer_lacks() -> None:
+    values = torch.tensor([1.5, 0.5, -0.5])
+    picture = draw_layers({"layer1.norm": {"alpha": values}, "layer1.a_much_longer_name": {"kurtosis": values + 4}})
+    first, second = (picture[0, TITLE_PX + row * CELL_HW[0] + 5] for row in range(2))
+    panel_px = PANEL_CELLS * CELL_HW[1]
+    left = picture.shape[2] - len(PANELS) * (panel_px + GAP_PX)
+    alpha = first[left : left + panel_px : CELL_HW[1]].tolist()
+    assert alpha == sorted(alpha) and set(alpha) == {0, 128, 255}
+    assert second[left : left + panel_px : CELL_HW[1]].tolist() == [0, 255] * (PANEL_CELLS // 2)
+    names = picture[0, TITLE_PX:, :left]
+    assert bool((names < 128).any())  # written in black on white
+    assert left > 60  # the longer name fits
 
 
 def test_a_subset_is_spread_over_the_split_and_counts_exactly() -> None:

@@ -119,7 +119,7 @@ class ShiftMonitor:
         started = time.perf_counter()
         metrics: dict[str, Metric] = {}
         histograms: dict[str, Tensor] = {}
-        rows = []
+        rows: dict[str, dict[str, Tensor]] = {}
         for name, seen in self._look(model).items():
             assert seen.moments is not None
             layer = model.get_submodule(name)
@@ -136,7 +136,7 @@ class ShiftMonitor:
             self._previous[name] = projections_nl
             metrics |= {f"analysis/{name}/{key}": number for key, number in numbers.items()}
             histograms |= {f"analysis/{name}/{key}": v[torch.isfinite(v)].float().cpu() for key, v in values.items()}
-            rows.append({key: v.cpu() for key, v in values.items()})
+            rows[name] = {key: v.cpu() for key, v in values.items()}
         if self._em_distance is not None:
             distances = self._em_distance.estimate(model)
             metrics |= {f"analysis/{name}/em_distance": distance for name, distance in distances.items()}
