@@ -27,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--resume",
         metavar="auto|PATH",
-        help="auto: go on from the run folder's last.pt if there is one; or a checkpoint",
+        help="auto: go on from the run folder's newest whole checkpoint if it holds any; or a checkpoint",
     )
     parser.add_argument("--data-dir", "--data-path", metavar="DIR", help="the same as data.path=DIR")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and leave")

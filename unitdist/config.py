@@ -398,21 +398,29 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What is saved, and when. Always: last.pt and best.pt (highest validation top-1)."""
+    """What is saved, when, and for how long. Always: last.pt and best.pt (highest validation top-1)."""
 
     every_epochs: int = 1
-    """Save last.pt after every so many epochs, >= 1."""
+    """Save after every so many epochs, >= 1 (an epoch that enters the best keep_best is always saved)."""
     every_steps: int | None = None
-    """Save last.pt after every so many optimizer steps as well (null: never within an epoch)."""
+    """Save after every so many optimizer steps as well, >= 1 (null: never within an epoch)."""
+    asynchronous: bool = True
+    """Write in a background thread while training goes on (it takes one checkpoint of host memory); false: train on when it is written."""
+    keep_last: int = 2
+    """Newest step_*.pt files that stay, >= 1; with 2 or more a damaged one has a predecessor to resume from."""
+    keep_best: int = 1
+    """step_*.pt files of the best validation top-1 that stay, >= 1; best.pt is the first of them."""
+    keep_every_epochs: int | None = None
+    """Keep an epoch_NNNN.pt of every so many epochs for ever, >= 1 (null: none)."""
+    max_failed_saves: int = 3
+    """A save that fails (disk full) is said loudly and training goes on; so many in a row end it, >= 1."""
 
     def __post_init__(self) -> None:
-        _require(self.every_epochs >= 1, "checkpoint.every_epochs", ">= 1", self.every_epochs)
-        _require(
-            self.every_steps is None or self.every_steps >= 1,
-            "checkpoint.every_steps",
-            ">= 1 or null",
-            self.every_steps,
-        )
+        for key in ("every_epochs", "keep_last", "keep_best", "max_failed_saves"):
+            _require(getattr(self, key) >= 1, f"checkpoint.{key}", ">= 1", getattr(self, key))
+        for key in ("every_steps", "keep_every_epochs"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, f"checkpoint.{key}", ">= 1 or null", value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 
 from tests.dist.launching import ROOT, environment, torchrun
 
-TIMING = ("images_per_s", "data_wait_share", "seconds", "analysis/seconds")
+TIMING = ("images_per_s", "data_wait_share", "seconds", "save_stall_s", "analysis/seconds")
 
 
 def record(run: Path) -> list[dict]:

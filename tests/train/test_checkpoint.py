@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,22 @@ def test_flipped_bit_in_a_tensor_is_found(saved: Path) -> None:
         read_checkpoint(saved)
 
 
+def test_no_flipped_bit_changes_what_is_loaded(saved: Path) -> None:
+    """One bit of every 13th byte in turn, headers and directory of the archive included: refused, or without effect."""
+    whole, refused = saved.read_bytes(), 0
+    for place in range(0, len(whole), 13):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        saved.write_bytes(data)
+        try:
+            content = read_checkpoint(saved)
+        except CheckpointError:
+            refused += 1
+        else:
+            assert content["step"] == 7 and torch.equal(content["model"]["weight"], torch.arange(1000.0)), place
+    assert refused > 0.7 * len(whole) / 13
+
+
 def test_text_file_is_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_text("hello")
     with pytest.raises(CheckpointError, match=r"a\.pt is damaged or not a checkpoint"):
@@ -87,10 +104,23 @@ def test_failed_save_keeps_the_old_file(saved: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(
         CheckpointError,
-        match=r"cannot write the checkpoint .*last\.pt: .*No space left on device; what was saved before is intact",
+        match=r"cannot write .*last\.pt: No space left on device \(it needs 0 kB, .* are free\); what was saved before is intact",
     ):
         save_checkpoint(saved, {"format": checkpoints.FORMAT, "model": {}, "step": 8})
     monkeypatch.undo()
+    assert read_checkpoint(saved)["step"] == 7
+    assert [file.name for file in saved.parent.iterdir()] == ["last.pt"]
+
+
+def test_full_disk_is_named_not_torchs_position(saved: Path) -> None:
+    content = {"format": checkpoints.FORMAT, "model": {"weight": torch.zeros(300_000)}, "step": 8}
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, usual[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"last\.pt: File too large \(it needs 1\.2 MB, .* are free\)"):
+            save_checkpoint(saved, content)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
     assert read_checkpoint(saved)["step"] == 7
     assert [file.name for file in saved.parent.iterdir()] == ["last.pt"]
 

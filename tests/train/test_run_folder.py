@@ -19,7 +19,10 @@ def test_existing_run_is_not_overwritten(tmp_path: Path) -> None:
     run.last.touch()
     with pytest.raises(ConfigError, match=r"already holds a run; continue it with --resume auto"):
         open_run_folder(config(tmp_path), resume=None)
-    assert open_run_folder(config(tmp_path), resume="auto").resume_from == run.last
+    (run.last).rename(run.path / "step_00000007.pt")
+    with pytest.raises(ConfigError, match=r"already holds a run"):
+        open_run_folder(config(tmp_path), resume=None)
+    assert open_run_folder(config(tmp_path), resume="auto").path == run.path
 
 
 def test_resume_auto_starts_anew_where_there_is_nothing(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def plugin_data(folder: Path) -> dict[str, plugin_data_pb2.HParamsPluginData]:
 
 
 def test_hparams_and_final_metrics_are_in_the_runs_own_folder(tmp_path: Path) -> None:
-    board = Board(tmp_path, CONFIG, resumed_step=0)
+    board = Board(tmp_path, CONFIG, resumed_step=0, tell=print)
     for step, top1 in ((10, 50.0), (20, 75.5)):
         board.scalars("val", {"top1": top1, "top5": 99.0, "loss": 0.5}, step)
     board.finish()
@@ -50,7 +50,7 @@ def test_hparams_and_final_metrics_are_in_the_runs_own_folder(tmp_path: Path) ->
 
 
 def test_a_run_that_did_not_end_is_no_success(tmp_path: Path) -> None:
-    Board(tmp_path, CONFIG, resumed_step=0).close()
+    Board(tmp_path, CONFIG, resumed_step=0, tell=print).close()
     data = plugin_data(tmp_path)
     assert metadata.SESSION_START_INFO_TAG in data and metadata.SESSION_END_INFO_TAG not in data
 
@@ -105,7 +105,7 @@ def test_wandb_gets_scalars_and_config_only_when_asked(
 ) -> None:
     assert open_wandb(tmp_path, CONFIG) is None and stub == []
     asked = Config(run=RunConfig(name="a", wandb=True, wandb_project="p"))
-    board = Board(tmp_path / "tensorboard", asked, resumed_step=0, wandb=open_wandb(tmp_path, asked))
+    board = Board(tmp_path / "tensorboard", asked, resumed_step=0, tell=print, wandb=open_wandb(tmp_path, asked))
     board.scalars("val", {"top1": 75.5, "note": "text"}, 20)
     board.finish()
     board.close()

@@ -89,6 +89,11 @@ def lost_contact(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(sign in str(error) for sign in signs)
 
 
+def warn(world: World, message: str) -> None:
+    """What goes wrong without ending the run: one loud line on stderr."""
+    _say(world, message, kind="warning: ")
+
+
 def _say(world: World, message: str, kind: str = "error: ") -> None:
     prefix = f"unitdist [rank {world.rank}]" if world.size > 1 else "unitdist"
     print(f"{prefix}: {kind}{message}", file=sys.stderr, flush=True)

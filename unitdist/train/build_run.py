@@ -1,10 +1,12 @@
 """Everything that one training run holds, built in the order in which ranks can agree on it."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from unitdist.analysis.monitor import build_monitor
 from unitdist.config import Config
@@ -15,17 +17,18 @@ from unitdist.errors import ConfigError
 from unitdist.models.build import build_model
 from unitdist.sync import new_sync_group
 from unitdist.train import engine as engines
-from unitdist.train.agreement import agreed, from_rank_zero
+from unitdist.train.agreement import agreed, from_rank_zero, warn
 from unitdist.train.batch_split import BatchSplit
-from unitdist.train.checkpoint import load_model_state, read_checkpoint, remove_leftovers
+from unitdist.train.checkpoint import bytes_of, load_model_state, read_checkpoint, remove_leftovers
 from unitdist.train.ema import WeightAverage
 from unitdist.train.engine import Engine
 from unitdist.train.environment import append_environment
 from unitdist.train.init_from import init_model, read_weights
 from unitdist.train.metrics import Record, TrainSums
-from unitdist.train.optim import build_optimizer
+from unitdist.train.optim import MOMENTS, build_optimizer
 from unitdist.train.progress import Progress
 from unitdist.train.resume import check_same_run, job_fingerprint
+from unitdist.train.retention import check_space, go_back_to, read_newest, step_file
 from unitdist.train.run_folder import RunFolder, lock_run_folder, open_run_folder, write_status
 from unitdist.train.saving import load
 from unitdist.train.schedule import peak_learning_rate
@@ -34,6 +37,7 @@ from unitdist.train.stopping import StopRequest
 from unitdist.train.tensorboard import Board
 from unitdist.train.timm_training import build_mixup
 from unitdist.train.wandb_run import open_wandb, require_wandb
+from unitdist.train.writer import CheckpointWriter
 
 
 def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | None, resources: ExitStack) -> Run:
@@ -49,12 +53,16 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
         folder = open_run_folder(config, resume=resume)
         resources.enter_context(lock_run_folder(folder.path))
         remove_leftovers(folder.path)
-        if folder.resume_from is not None:
-            return folder, read_checkpoint(folder.resume_from), None
-        start = config.model.init_from
-        return folder, None, None if start is None else read_weights(Path(start).expanduser())
+        folder, checkpoint = find_checkpoint(folder, resume)
+        start = config.model.init_from if checkpoint is None else None
+        return folder, checkpoint, None if start is None else read_weights(Path(start).expanduser())
 
     folder, checkpoint, start_weights = from_rank_zero(world, open_and_read)
+    if world.is_main:
+        for note in folder.notes:
+            warn(world, note)
+    module = build_network(config, engine, split, folder)
+    differences: list[str] = []
     with agreed(world):
         train_loader = build_train_loader(
             config.data,
@@ -69,15 +77,6 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
         )
         resources.callback(val_loader.close)
         check_sizes(config, train_loader)
-    differences: list[str] = []
-    group = new_sync_group(split.sync_group_size) if 1 < split.sync_group_size < world.size else None
-    with agreed(world):
-        torch.manual_seed(config.run.seed)
-        module = build_model(
-            config.model, image_size_px=config.data.image_size_px, process_group=group, sync=split.sync_group_size > 1
-        )
-        if config.train.channels_last and not engine.uses_deepspeed:  # DeepSpeed broadcasts weights as flat bytes
-            module = module.to(memory_format=torch.channels_last)
         if checkpoint is not None:
             fingerprint = job_fingerprint(config, train_loader, world_size=world.size)
             differences = check_same_run(config, fingerprint, checkpoint, source=str(folder.resume_from))
@@ -88,6 +87,12 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
     stop = StopRequest(world)
     resources.callback(stop.close)
     stop.limit_broken(train_loader)
+    writer = CheckpointWriter(
+        asynchronous=config.checkpoint.asynchronous,
+        max_failed_saves=config.checkpoint.max_failed_saves,
+        tell=lambda message: warn(world, message),
+    )
+    resources.callback(writer.close)
     run = Run(
         config=config,
         folder=folder,
@@ -98,6 +103,7 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
         state=TrainState(),
         sums=TrainSums(engine.device),
         stop=stop,
+        writer=writer,
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),  # before ZeRO 3 shards them
         mixup=build_mixup(
             mixup_alpha=config.train.mixup_alpha,
@@ -119,9 +125,62 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
     run.monitor = build_monitor(config, module, world, device=engine.device)
     if checkpoint is not None:
         load(run, checkpoint)
+        put_folder_in_order(run, checkpoint)
     if world.is_main:
         open_records(run, differences, resources)
     return run
+
+
+def build_network(config: Config, engine: Engine, split: BatchSplit, folder: RunFolder) -> nn.Module:
+    """The network on the CPU, the same on every rank. Raises ConfigError, also when its checkpoints would not fit on the disk."""
+    world = engine.world
+    group = new_sync_group(split.sync_group_size) if 1 < split.sync_group_size < world.size else None
+    with agreed(world):
+        torch.manual_seed(config.run.seed)
+        module = build_model(
+            config.model, image_size_px=config.data.image_size_px, process_group=group, sync=split.sync_group_size > 1
+        )
+        if config.train.channels_last and not engine.uses_deepspeed:  # DeepSpeed broadcasts weights as flat bytes
+            module = module.to(memory_format=torch.channels_last)
+        if world.is_main:
+            expected = checkpoint_bytes(config, module)
+            check_space(folder.path, config.checkpoint, checkpoint_bytes=expected, epochs=config.train.epochs)
+    return module
+
+
+def find_checkpoint(folder: RunFolder, resume: str | None) -> tuple[RunFolder, dict[str, Any] | None]:
+    """The checkpoint to continue from, read, and the folder that names it."""
+    if resume != "auto":
+        return folder, None if folder.resume_from is None else read_checkpoint(folder.resume_from)
+    path, checkpoint, damages = read_newest(folder.path)
+    notes = list(damages)
+    if checkpoint is not None and damages:
+        notes.append(f"resuming from {path}, step {checkpoint['step']}, instead; the steps after it are trained again")
+    return replace(folder, resume_from=path, notes=tuple(notes)), checkpoint
+
+
+def put_folder_in_order(run: Run, checkpoint: dict[str, Any]) -> None:
+    """After the last check that could refuse `checkpoint`: move aside what it makes void, forget best epochs without a file."""
+    folder, world = run.folder, run.engine.world
+
+    def in_order() -> list[dict[str, Any]]:
+        assert folder.resume_from is not None
+        moved = go_back_to(folder.path, folder.resume_from, checkpoint)
+        if moved:
+            warn(world, f"moved aside in {folder.path}: {', '.join(moved)}")
+        return [one for one in checkpoint["metrics"].get("ranking", []) if step_file(folder.path, one["step"]).exists()]
+
+    ranking = from_rank_zero(world, in_order)
+    if "ranking" in run.state.metrics:
+        run.state.metrics["ranking"] = ranking
+
+
+def checkpoint_bytes(config: Config, module: nn.Module) -> int:
+    """What a checkpoint of `module` will take: weights, the optimizer's moments and the averaged weights."""
+    weights = bytes_of(module.state_dict())
+    moments = sum(bytes_of(parameter) for parameter in module.parameters() if parameter.requires_grad)
+    average = weights if config.train.ema_decay is not None else 0
+    return weights + moments * MOMENTS[config.optim.name] + average
 
 
 def check_sizes(config: Config, train_loader: Loader) -> None:
@@ -143,12 +202,20 @@ def open_records(run: Run, differences: list[str], resources: ExitStack) -> None
     differences: in what the checkpoint's job differed.
     """
     config, state = run.config, run.state
+
+    def tell(message: str) -> None:
+        warn(run.engine.world, message)
+
     write_status(run.folder.path, "running", step=state.step)
     (run.folder.path / "config.yaml").write_text(dump_config(config))
-    run.record = Record(run.folder.path / "metrics.jsonl", resumed_step=state.step)
+    run.record = Record(run.folder.path / "metrics.jsonl", resumed_step=state.step, tell=tell)
     append_environment(run.folder.path, run.engine.world, resumed_step=state.step)
     run.board = Board(
-        run.folder.path / "tensorboard", config, resumed_step=state.step, wandb=open_wandb(run.folder.path, config)
+        run.folder.path / "tensorboard",
+        config,
+        resumed_step=state.step,
+        tell=tell,
+        wandb=open_wandb(run.folder.path, config),
     )
     run.progress = Progress(total_steps=run.total_steps, done_steps=state.step, shown=True)
     resources.callback(run.board.close)

@@ -22,7 +22,9 @@ Keys of a checkpoint (all plain values and tensors, so `weights_only=True` reads
 """
 
 import os
+import shutil
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +36,72 @@ from unitdist.errors import CheckpointError, ConfigError
 FORMAT = "unitdist-1"
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint file is truncated, altered or unreadable: not what was once written."""
+
+
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write to a temporary name, fsync, rename, fsync the folder: a kill leaves the old file or the new one.
 
     Raises CheckpointError when the disk is full or the folder cannot be written; the old file then stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
+        cause = _operating_system_error(error)
+        if cause is None and isinstance(error, RuntimeError):
+            raise
+        needed, free = bytes_of(checkpoint), shutil.disk_usage(path.parent).free
         raise CheckpointError(
-            f"cannot write the checkpoint {path}: {error}; what was saved before is intact"
+            f"cannot write the checkpoint {path}: {cause.strerror if cause else error} (it needs {readable_bytes(needed)}, "
+            f"{readable_bytes(free)} are free); what was saved before is intact"
         ) from error
+
+
+def _operating_system_error(error: BaseException) -> OSError | None:
+    """torch.save turns a full disk into "unexpected pos 704 vs 598"; the reason stands behind it."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, OSError):
+        behind = behind.__cause__ or behind.__context__
+    return behind
+
+
+def temporary_name(path: Path) -> Path:
+    """The hidden name beside `path` under which it is written first; see `remove_leftovers`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and links in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists: the size of the file but for names and headers."""
+    if isinstance(tree, torch.Tensor):
+        return tree.numel() * tree.element_size()
+    if isinstance(tree, dict):
+        return sum(bytes_of(value) for value in tree.values())
+    return sum(bytes_of(value) for value in tree) if isinstance(tree, list | tuple) else 0
+
+
+def readable_bytes(count: int) -> str:
+    """GB, MB or kB of 1000, with two digits that count."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count / 1000:.3g} kB"
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -67,8 +113,9 @@ def remove_leftovers(folder: Path) -> None:
 def read_file(path: Path) -> Any:
     """Any `torch.save` file, checked for damage, loaded with `weights_only=True` onto the CPU.
 
-    Raises ConfigError when there is no such file, CheckpointError when it is truncated, altered (the archive's
-    checksums are compared), not a torch file, or would run code.
+    The archive's own CRC-32 of every member is compared: it travels with the file, and costs half of a SHA-256.
+    Raises ConfigError when there is no such file, DamagedCheckpoint when it is truncated, altered or not a torch file,
+    CheckpointError when it would run code.
     """
     if not path.is_file():
         folder = path if path.is_dir() else path.parent
@@ -78,19 +125,19 @@ def read_file(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             altered = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError):
-        raise CheckpointError(
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, ValueError, RuntimeError):
+        raise DamagedCheckpoint(
             f"{path} is damaged or not a checkpoint ({path.stat().st_size} bytes, no readable archive); use another one"
         ) from None
     if altered is not None:
-        raise CheckpointError(f"{path} is damaged: {altered} differs from its checksum; use another checkpoint")
+        raise DamagedCheckpoint(f"{path} is damaged: {altered} differs from its checksum; use another checkpoint")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen unrelated types here; each means that the file is not usable
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise CheckpointError(f"refused: {path} holds code objects, which unitdist never runs ({reason})") from None
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from None
+        raise DamagedCheckpoint(f"{path} cannot be read as a checkpoint: {reason}") from None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from unitdist.errors import ConfigError
 from unitdist.models.build import build_model
 from unitdist.train.batch_split import BatchSplit, split_batch
 from unitdist.train.deepspeed_engine import check_supported
+from unitdist.train.optim import MOMENTS
 from unitdist.train.schedule import learning_rate_share, peak_learning_rate
 from unitdist.world import World
 
 _GIB = 2**30
 _USUAL_NODE = 8
 _KNOWN_SETS = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
-_MOMENTS = {"sgd": 1, "lars": 1, "adamw": 2, "lamb": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def estimate_memory(
 
 def optimizer_moments(optim: OptimConfig) -> int:
     """Numbers that the optimizer keeps for each parameter."""
-    return _MOMENTS[optim.name]
+    return MOMENTS[optim.name]
 
 
 def learning_rates(config: Config, samples: int | None) -> Iterator[tuple[int, float]]:

@@ -55,6 +55,11 @@ class Engine:
     def uses_deepspeed(self) -> bool:
         return self.config.engine == "deepspeed"
 
+    @property
+    def shards_state(self) -> bool:
+        """True where weights or optimizer lie in shards, so that gathering them takes every rank."""
+        return self.uses_deepspeed and self.config.zero_stage > 0
+
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Autocast to `train.precision`; parameters, statistics and gradients stay float32."""
         return torch.autocast(

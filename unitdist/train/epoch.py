@@ -52,7 +52,10 @@ def train_epoch(run: Run) -> dict[str, float]:
         if state.step % config.train.log_every_steps == 0 or epoch_ends or state.step == run.total_steps:
             log_window(run, watch)
         if config.checkpoint.every_steps and state.step % config.checkpoint.every_steps == 0 and not epoch_ends:
-            save(run, run.folder.last)
+            save(run)
+        run.writer.poll()
+        if run.writer.gives_up is not None:
+            run.stop.fail(run.writer.gives_up)
         batches.refill()
         run.stop.check()
     batches.close()
@@ -107,7 +110,9 @@ def log_window(run: Run, watch: Stopwatch) -> None:
         "top1": top1,
         "lr": learning_rate_of_step(run, state.step - 1),
         **timing,
+        "save_stall_s": round(run.writer.stall_s, 3),
     }
+    run.writer.stall_s = 0.0
     run.record.write("train", values)
     run.board.scalars("train", {"loss": loss, "top1": top1}, state.step)
     run.board.scalars(
@@ -116,6 +121,7 @@ def log_window(run: Run, watch: Stopwatch) -> None:
             "lr": values["lr"],
             "throughput/images_per_s": timing["images_per_s"],
             "throughput/data_wait_share": timing["data_wait_share"],
+            "throughput/save_stall_s": values["save_stall_s"],
         },
         state.step,
     )

@@ -6,11 +6,12 @@ from typing import Any
 
 from unitdist.config import Config
 from unitdist.train import engine as engines
+from unitdist.train.agreement import from_rank_zero, warn
 from unitdist.train.batch_split import split_batch
 from unitdist.train.build_run import build_run
 from unitdist.train.epoch import train_epoch
 from unitdist.train.run_folder import write_status
-from unitdist.train.saving import save
+from unitdist.train.saving import save, wait_for_saves
 from unitdist.train.state import Run, learning_rate_of_step
 from unitdist.train.stopping import Stopped
 from unitdist.train.validate import broadcast_running_statistics, validate
@@ -20,7 +21,7 @@ from unitdist.world import World
 def train(config: Config, *, resume: str | None = None) -> Path:
     """Train as the config says; returns the run's folder. Called on every rank of the job.
 
-    `resume`: None starts anew, "auto" continues from the folder's last.pt if there is one, a path from that checkpoint.
+    `resume`: None starts anew, "auto" continues from the folder's newest whole checkpoint if it holds any, a path from that one.
     Raises UnitdistError. The process group stays for the caller; `engine.stop_engine` ends it.
     """
     world = World.from_environment()
@@ -29,15 +30,14 @@ def train(config: Config, *, resume: str | None = None) -> Path:
     with ExitStack() as resources:
         run = build_run(config, engine, split, resume, resources)
         try:
-            run_epochs(run)
+            run_to_its_end(run)
         except Stopped as stopped:
-            save_where_stopped(run)
             error = Stopped(f"stopped at step {run.state.step} ({stopped}), saved; go on with --resume auto")
             error.speaker = 0
             raise error from None
         except Exception as error:
             if world.is_main:
-                write_status(run.folder.path, "failed", step=run.state.step, reason=str(error))
+                note_failure(run, error)
             raise
         if world.is_main:
             state = "evaluating" if config.evaluation.protocols else "finished"  # the caller evaluates
@@ -48,14 +48,32 @@ def train(config: Config, *, resume: str | None = None) -> Path:
     return run.folder.path
 
 
+def note_failure(run: Run, error: Exception) -> None:
+    """status.json says "failed"; where the disk is full it cannot, and stderr says that too."""
+    try:
+        write_status(run.folder.path, "failed", step=run.state.step, reason=str(error))
+    except OSError as second:
+        warn(run.engine.world, f"status.json in {run.folder.path} still says what it said before: {second}")
+
+
+def run_to_its_end(run: Run) -> None:
+    """All that is left to do, saved and durable; so it is too where Stopped is raised, on all ranks after the same step."""
+    try:
+        run_epochs(run)
+    except Stopped:
+        save_where_stopped(run)
+        raise
+    wait_for_saves(run)
+
+
 def run_epochs(run: Run) -> None:
-    """All that is left to do. Raises Stopped, on all ranks after the same step, when one of them was asked to stop."""
+    """Train, validate and save. Raises Stopped when a rank was asked to stop."""
     if run.state.step >= run.total_steps and run.progress:
         run.progress.say(f"already finished: step {run.state.step} of {run.total_steps}; raise train.epochs to go on")
     while run.state.step < run.total_steps:
         timing = train_epoch(run)
         if run.state.samples:  # train.max_steps ended the run within an epoch
-            save(run, run.folder.last)
+            save(run)
         else:
             finish_epoch(run, timing)
 
@@ -65,7 +83,8 @@ def save_where_stopped(run: Run) -> None:
     state = run.state
     if state.samples == 0 and state.step:
         state.epoch, state.samples = state.epoch - 1, run.steps_per_epoch * run.config.data.global_batch_size
-    save(run, run.folder.last)
+    save(run)
+    wait_for_saves(run)
     if run.engine.world.is_main:
         write_status(run.folder.path, "stopped", step=state.step)
 
@@ -80,7 +99,7 @@ def finish_epoch(run: Run, timing: dict[str, float]) -> None:
         "lr": learning_rate_of_step(run, state.step - 1),
     } | train_means(run)
     broadcast_running_statistics(engine)
-    improved = (last_epoch or state.epoch % config.evaluation.every_epochs == 0) and validate_epoch(run, record)
+    among_best = (last_epoch or state.epoch % config.evaluation.every_epochs == 0) and validate_epoch(run, record)
     if run.monitor is not None and run.monitor.is_due(state.epoch):
         assert engine.module is not None
         shift = run.monitor.measure(engine.module)
@@ -90,16 +109,14 @@ def finish_epoch(run: Run, timing: dict[str, float]) -> None:
             run.board.picture("analysis/layers", shift.picture, state.step)
     report_epoch(run, record | timing)
     run.sums.start_epoch()
-    if last_epoch or saving_is_due(run):
-        save(run, run.folder.last)
-    if improved:
-        save(run, run.folder.best)
+    if last_epoch or among_best or saving_is_due(run):
+        save(run)
 
 
 def validate_epoch(run: Run, record: dict[str, Any]) -> bool:
-    """Validate the weights, and the averaged ones where there are any; True where the epoch is the best so far.
+    """Validate the weights, and the averaged ones where there are any; True where the epoch is among the `keep_best` best.
 
-    The averaged weights, where kept, decide which epoch is best.
+    The averaged weights, where kept, decide which epoch is best; of equal ones the earlier.
     """
     result = validate(run.engine, run.val_loader, stop=run.stop)
     record |= {f"val_{key}": value for key, value in result.items()}
@@ -107,12 +124,19 @@ def validate_epoch(run: Run, record: dict[str, Any]) -> bool:
     if run.average is not None:
         decisive = validate(run.engine, run.val_loader, stop=run.stop, state=run.average.state)
         record |= {f"val_ema_{key}": value for key, value in decisive.items()}
-    run.state.metrics["last"] = {"epoch": run.state.epoch, **decisive}
-    best = run.state.metrics.get("best")
-    if best is not None and decisive["top1"] <= best["top1"]:
-        return False
-    run.state.metrics["best"] = {"epoch": run.state.epoch, **decisive}
-    return True
+    state, metrics = run.state, run.state.metrics
+    metrics["last"] = {"epoch": state.epoch, **decisive}
+    best = metrics.get("best")
+    # A checkpoint of version 0.1.0 knows its best epoch, and no file of it but best.pt.
+    old = [] if best is None else [{"epoch": best["epoch"], "step": 0, "top1": best["top1"]}]
+    entry = {"epoch": state.epoch, "step": state.step, "top1": decisive["top1"]}
+    lost = from_rank_zero(run.engine.world, lambda: run.writer.lost_steps)
+    saved = [one for one in metrics.get("ranking", old) if one["step"] not in lost]
+    ranking = sorted([*saved, entry], key=lambda one: (-one["top1"], one["epoch"]))
+    metrics["ranking"] = ranking[: run.config.checkpoint.keep_best]
+    if metrics["ranking"][0] is entry:
+        metrics["best"] = {"epoch": state.epoch, **decisive}
+    return entry in metrics["ranking"]
 
 
 def train_means(run: Run) -> dict[str, float]:
@@ -143,4 +167,5 @@ def saving_is_due(run: Run) -> bool:
     """At an epoch's end: by epochs, or because the epoch's last step is due by steps."""
     checkpoint = run.config.checkpoint
     by_steps = checkpoint.every_steps is not None and run.state.step % checkpoint.every_steps == 0
-    return run.state.epoch % checkpoint.every_epochs == 0 or by_steps
+    for_ever = checkpoint.keep_every_epochs is not None and run.state.epoch % checkpoint.keep_every_epochs == 0
+    return run.state.epoch % checkpoint.every_epochs == 0 or by_steps or for_ever

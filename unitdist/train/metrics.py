@@ -2,15 +2,16 @@
 
 import contextlib
 import json
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-TIMING_KEYS = ("images_per_s", "data_wait_share", "seconds", "analysis/seconds")
+TIMING_KEYS = ("images_per_s", "data_wait_share", "seconds", "save_stall_s", "analysis/seconds")
 """Keys of a record that two equal runs do not share."""
 
 
@@ -46,10 +47,14 @@ class TrainSums:
 
 
 class Record:
-    """metrics.jsonl: one JSON object a line, written by rank 0. A resumed run first drops what came after its step."""
+    """metrics.jsonl: one JSON object a line, written by rank 0. A resumed run first drops what came after its step.
 
-    def __init__(self, path: Path, *, resumed_step: int) -> None:
-        self.path = path
+    Lines that cannot be written (disk full) are told once and kept for the next attempt.
+    """
+
+    def __init__(self, path: Path, *, resumed_step: int, tell: Callable[[str], None]) -> None:
+        self.path, self._tell = path, tell
+        self._unwritten: list[str] = []
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
@@ -64,8 +69,21 @@ class Record:
         temporary.replace(path)
 
     def write(self, event: str, values: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **values}) + "\n")
+        first = not self._unwritten
+        self._unwritten.append(json.dumps({"event": event, **values}) + "\n")
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write("".join(self._unwritten))
+        except OSError as error:
+            if self.path.exists():
+                os.truncate(self.path, size)  # no torn line in the middle
+            if first:
+                self._tell(
+                    f"cannot write to {self.path}: {error.strerror}; its lines are kept until they can be written"
+                )
+        else:
+            self._unwritten = []
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,9 @@ from torch.nn.modules.conv import _ConvNd
 from unitdist.config import OptimConfig
 from unitdist.train.timm_training import build_timm_optimizer
 
+MOMENTS = {"sgd": 1, "lars": 1, "adamw": 2, "lamb": 2}
+"""Buffers of a parameter's size that an optimizer keeps, by `optim.name`."""
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two groups, decided by module type: weights of convolutions and linear layers decay, nothing else does.

@@ -10,16 +10,18 @@ from typing import IO
 
 from unitdist.config import Config
 from unitdist.errors import ConfigError
+from unitdist.train.retention import holds_a_run
 from unitdist.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """`path` holds config.yaml, last.pt, best.pt, metrics.jsonl, environment.jsonl and tensorboard/; `resume_from` is the checkpoint to
-    continue from, or None."""
+    """`path` holds config.yaml, the checkpoints (see `retention`), metrics.jsonl, environment.jsonl and tensorboard/; `resume_from` is the
+    checkpoint to continue from, or None; `notes` is what had to be passed over for it."""
 
     path: Path
     resume_from: Path | None
+    notes: tuple[str, ...] = ()
 
     @property
     def last(self) -> Path:
@@ -31,8 +33,9 @@ class RunFolder:
 
 
 def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
-    """`run.folder`/`run.name`, made if needed. `resume`: None, "auto" (last.pt if there is one) or a checkpoint's path.
+    """`run.folder`/`run.name`, made if needed. `resume`: None, "auto" or a checkpoint's path, which becomes `resume_from`.
 
+    With "auto" `retention.read_newest` finds the checkpoint, once the folder is locked.
     Raises ConfigError when the folder cannot be written, or already holds a run and `resume` is None.
     """
     path = Path(config.run.folder) / (config.run.name or "run")
@@ -45,13 +48,13 @@ def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
         raise ConfigError(f"run.folder: cannot write to {path} ({error.strerror}); choose another run.folder") from None
     last = path / "last.pt"
     if resume is None:
-        if last.exists():
+        if holds_a_run(path):
             raise ConfigError(
                 f"{path} already holds a run; continue it with --resume auto, or start another with run.name=NAME, or remove it"
             )
         return RunFolder(path=path, resume_from=None)
     if resume == "auto":
-        return RunFolder(path=path, resume_from=last if last.exists() else None)
+        return RunFolder(path=path, resume_from=None)
     if not Path(resume).is_file():
         raise ConfigError(
             f"--resume: no such checkpoint: {resume}" + (f"; {last} exists (--resume auto)" if last.exists() else "")

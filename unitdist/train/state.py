@@ -15,6 +15,7 @@ from unitdist.train.run_folder import RunFolder
 from unitdist.train.schedule import learning_rate_share, peak_learning_rate
 from unitdist.train.stopping import StopRequest
 from unitdist.train.tensorboard import Board
+from unitdist.train.writer import CheckpointWriter
 
 
 @dataclass(kw_only=True)
@@ -29,7 +30,7 @@ class TrainState:
     samples: int = 0
     """Images of the unfinished epoch already consumed, over all ranks."""
     metrics: dict[str, Any] = field(default_factory=dict)
-    """`last` validation and `best`: {"epoch", "top1"}."""
+    """`last` validation and `best`: {"epoch", "top1", ...}; `ranking`: {"epoch", "step", "top1"} of the best few, best first."""
 
 
 @dataclass(kw_only=True)
@@ -46,6 +47,7 @@ class Run:
     sums: TrainSums
     mixup: Any
     stop: StopRequest
+    writer: CheckpointWriter
     num_parameters: int
     average: WeightAverage | None = None
     monitor: ShiftMonitor | None = None

@@ -1,5 +1,7 @@
 """The one door to TensorBoard; what it shows as scalars goes to W&B too where a run asks for that."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,25 @@ HPARAMS_METRICS = ("val/top1", "val/top5", "val/loss", "epoch/train/loss", "epoc
 
 
 class Board:
-    """Scalars by global step, written by rank 0. A resumed run purges what lies after its step."""
+    """Scalars by global step, written by rank 0. A resumed run purges what lies after its step.
 
-    def __init__(self, folder: Path, config: Config, *, resumed_step: int, wandb: WandbRun | None = None) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
+    A file that cannot be written (disk full) is told once and given up; `flush`, at an epoch's end, tries a new one. What falls in
+    between is missing here, not in metrics.jsonl.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        *,
+        resumed_step: int,
+        tell: Callable[[str], None],
+        wandb: WandbRun | None = None,
+    ) -> None:
+        self._folder, self._tell = folder, tell
+        self._writer: SummaryWriter | None = SummaryWriter(
+            str(folder), purge_step=resumed_step + 1 if resumed_step else None
+        )
         self._wandb = wandb
         self._finished = False
         # In the run's own file; SummaryWriter.add_hparams would open a folder of its own for every call.
@@ -35,22 +52,27 @@ class Board:
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
         for key, value in numbers.items():
-            self._writer.add_scalar(key, value, step)
+            self._write(partial(SummaryWriter.add_scalar, tag=key, scalar_value=value, global_step=step))
         if self._wandb is not None and numbers:
             self._wandb.scalars(numbers, step)
 
     def histograms(self, values: dict[str, Any], step: int) -> None:
         for name, value in values.items():
-            self._writer.add_histogram(name, value, step)
+            self._write(partial(SummaryWriter.add_histogram, tag=name, values=value, global_step=step))
 
     def picture(self, name: str, image_chw: Any, step: int) -> None:
-        self._writer.add_image(name, image_chw, step)
+        self._write(partial(SummaryWriter.add_image, tag=name, img_tensor=image_chw, global_step=step))
 
     def text(self, name: str, text: str) -> None:
-        self._writer.add_text(name, text)
+        self._write(partial(SummaryWriter.add_text, tag=name, text_string=text))
 
     def flush(self) -> None:
-        self._writer.flush()
+        if self._writer is None:
+            try:
+                self._writer = SummaryWriter(str(self._folder))
+            except OSError:
+                return  # told already
+        self._write(SummaryWriter.flush)
 
     def finish(self) -> None:
         """The run came to its end: the HParams tab shows it as a success."""
@@ -58,13 +80,26 @@ class Board:
         self._finished = True
 
     def _add_summary(self, summary: Any) -> None:
-        writer: Any = self._writer.file_writer
-        writer.add_summary(summary)
+        def add(writer: Any) -> None:
+            writer.file_writer.add_summary(summary)
+
+        self._write(add)
 
     def close(self) -> None:
-        self._writer.close()
+        self._write(SummaryWriter.close)
         if self._wandb is not None:
             self._wandb.close(finished=self._finished)
+
+    def _write(self, call: Callable[[SummaryWriter], object]) -> None:
+        if self._writer is None:
+            return
+        try:
+            call(self._writer)
+        except OSError as error:
+            self._writer = None
+            self._tell(
+                f"cannot write to {self._folder}: {error.strerror}; TensorBoard lacks what follows until the next epoch's end"
+            )
 
 
 def hyperparameters(config: Config) -> dict[str, str | float]:
