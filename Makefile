@@ -17,7 +17,7 @@ test-all: $(VENV)/.installed
 	$(BIN)/python tools/check.py --tests --slow
 
 check: $(VENV)/.installed
-	$(BIN)/python tools/check.py --style --types --contract --tests
+	$(BIN)/python tools/check.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "unitdist needs Python >= 3.11; found $$($(PYTHON) --version). Set PYTHON=..."; exit 2; }

@@ -1,4 +1,4 @@
-"""Runs the project's checks: `python tools/check.py [--style] [--types] [--contract] [--tests [--slow]]` (none named: all).
+"""Runs the project's checks: `python tools/check.py [--style] [--types] [--contract] [--docs] [--tests [--slow]]` (none named: all).
 
 `make test` is `--tests`: everything that needs no GPU, on all cores, but for the tests marked slow.
 """
@@ -15,17 +15,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("style", "types", "contract", "tests", "slow"):
+    for name in ("style", "types", "contract", "docs", "tests", "slow"):
         parser.add_argument(f"--{name}", action="store_true")
     chosen = parser.parse_args()
-    every = not (chosen.style or chosen.types or chosen.contract or chosen.tests)
+    every = not (chosen.style or chosen.types or chosen.contract or chosen.docs or chosen.tests)
     commands = []
     if chosen.style or every:
-        commands.append(["ruff", "check", "."])
+        commands += [["ruff", "check", "."], ["ruff", "format", "--check", "."]]
     if chosen.types or every:
         commands.append(["mypy"])
     if chosen.contract or every:
         commands.append(["lint-imports"])
+    if chosen.docs or every:
+        commands.append(["mkdocs", "build", "--strict", "--quiet"])
     if chosen.tests or every:
         marks = "not gpu" if chosen.slow else "not gpu and not slow"
         workers = str(max(2, (os.cpu_count() or 2)))
@@ -33,6 +35,7 @@ def main() -> int:
     # One thread a process: the tests' ranks share the cores, and oversubscription costs more than it brings.
     environment = {
         "OMP_NUM_THREADS": "1",
+        "NO_MKDOCS_2_WARNING": "1",  # advertising for another tool
         "TORCH_EXTENSIONS_DIR": str(ROOT / ".cache" / "torch_extensions"),
         **os.environ,
     }

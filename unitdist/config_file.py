@@ -127,10 +127,15 @@ def describe_keys() -> str:
         lines.append(f"{section.name}: {inspect.getdoc(kind)}")
         meanings = field_meanings(kind)
         for key in dataclasses.fields(kind):
-            head = f"  {section.name}.{key.name} = {_scalar(_plain(key.default))}"
-            lines.append(f"{head}  ({_type_name(key.type)})")
+            head = f"  {section.name}.{key.name} = {plain_default(key)}"
+            lines.append(f"{head}  ({type_name(key.type)})")
             lines.append(textwrap.indent(textwrap.fill(meanings[key.name], 110), " " * 6))
     return "\n".join(lines)
+
+
+def plain_default(key: "dataclasses.Field[Any]") -> str:
+    """The default of a key as it would stand in YAML."""
+    return _scalar(_plain(key.default))
 
 
 def field_meanings(kind: type) -> dict[str, str]:
@@ -275,21 +280,22 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
         return float(value)
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    raise ConfigError(f"{key}: expected {_type_name(kind)}, got {value!r}")
+    raise ConfigError(f"{key}: expected {type_name(kind)}, got {value!r}")
 
 
-def _type_name(kind: Any) -> str:
+def type_name(kind: Any) -> str:
+    """A field's type in words, for users."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join("null" if part is type(None) else _type_name(part) for part in arguments)
+        return " or ".join("null" if part is type(None) else type_name(part) for part in arguments)
     if origin is Literal:
         return " | ".join(map(str, arguments))
     if origin is tuple:
         return (
-            f"list of {_type_name(arguments[0])}"
+            f"list of {type_name(arguments[0])}"
             if arguments[-1] is Ellipsis
-            else f"list of {len(arguments)}, each {_type_name(arguments[0])}"
+            else f"list of {len(arguments)}, each {type_name(arguments[0])}"
         )
     return names[kind]
 
