@@ -7,24 +7,9 @@ from typing import Any
 
 from paper_experiments import EXPERIMENTS, Arm, Experiment
 from paper_run import config_path
-from report_runs import RunRecord
+from report_runs import RunRecord, essence
 
-from unitdist.config import Config
-from unitdist.config_file import config_to_dict, load_config
-
-SECTIONS = ("model", "data", "optim", "schedule", "train")
-HOW_NOT_WHAT = frozenset(
-    (
-        *("model.fold_residual", "model.overlap_sync", "model.compile_norm"),
-        *("data.path", "data.train_split", "data.val_split", "data.source", "data.loader", "data.val_batch_size"),
-        *("data.num_threads", "data.prefetch_batches", "data.shuffle_window", "data.roi_decode", "data.gpu_decode"),
-        *("data.hw_decoder_load", "data.set_affinity", "data.on_broken", "data.max_broken_share"),
-        *("data.max_image_megapixels", "data.synthetic_samples", "data.synthetic_classes"),
-        *("train.engine", "train.zero_stage", "train.channels_last", "train.compile", "train.log_every_steps"),
-        *("train.timeout_s", "train.max_steps"),
-    )
-)
-"""Keys of these sections that change how fast or from where the same thing is computed, not what is."""
+from unitdist.config_file import load_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +34,6 @@ def paper_rows(run: RunRecord) -> list[PaperRow]:
                 for metric, value in zip(experiment.metrics, arm.paper, strict=True)
             ]
     return []
-
-
-def essence(config: Config) -> dict[str, Any]:
-    """Dotted key -> value of what decides the result: no place, no seed, nothing about speed, logs or evaluation."""
-    sections = config_to_dict(config)
-    flat = {f"{section}.{key}": value for section in SECTIONS for key, value in sections[section].items()}
-    return {key: value for key, value in flat.items() if key not in HOW_NOT_WHAT}
 
 
 @cache

@@ -14,8 +14,19 @@ from unitdist.errors import ConfigError
 
 Event = dict[str, Any]
 LAYER_KEY = re.compile(r"analysis/(?P<layer>.+)/(?P<quantity>[^/]+)")
-PLACE_KEYS = ("run.folder", "run.name", "run.seed", "data.path")
-"""Keys that say where a run lies and with which seed, not what it is."""
+SECTIONS = ("model", "data", "optim", "schedule", "train")
+HOW_NOT_WHAT = frozenset(
+    (
+        *("model.fold_residual", "model.overlap_sync", "model.compile_norm"),
+        *("data.path", "data.train_split", "data.val_split", "data.source", "data.loader", "data.val_batch_size"),
+        *("data.num_threads", "data.prefetch_batches", "data.shuffle_window", "data.roi_decode", "data.gpu_decode"),
+        *("data.hw_decoder_load", "data.set_affinity", "data.on_broken", "data.max_broken_share"),
+        *("data.max_image_megapixels", "data.synthetic_samples", "data.synthetic_classes"),
+        *("train.engine", "train.zero_stage", "train.channels_last", "train.compile", "train.log_every_steps"),
+        *("train.timeout_s", "train.max_steps"),
+    )
+)
+"""Keys of these sections that change how fast or from where the same thing is computed, not what is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +58,6 @@ class RunRecord:
             for section, values in config_to_dict(self.config).items()
             for key, value in values.items()
         }
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """The settings without those of place and seed: the same for all seeds of one recipe."""
-        return {key: value for key, value in self.settings.items() if key not in PLACE_KEYS}
 
     @property
     def last_step(self) -> int | None:
@@ -91,6 +97,13 @@ class RunRecord:
         """(epoch, value) of one quantity of one layer, where it was defined."""
         key = f"analysis/{layer}/{quantity}"
         return [(event["epoch"], event[key]) for event in self.epochs if event.get(key) is not None]
+
+
+def essence(config: Config) -> dict[str, Any]:
+    """Dotted key -> value of what decides the result: no place, no seed, nothing about speed, logs or evaluation."""
+    sections = config_to_dict(config)
+    flat = {f"{section}.{key}": value for section in SECTIONS for key, value in sections[section].items()}
+    return {key: value for key, value in flat.items() if key not in HOW_NOT_WHAT}
 
 
 def read_run(folder: Path, *, name: str | None = None) -> RunRecord:
@@ -190,9 +203,9 @@ def differences(runs: Iterable[RunRecord]) -> dict[str, list[Any]]:
 
 
 def by_recipe(runs: Iterable[RunRecord]) -> list[list[RunRecord]]:
-    """Runs of one recipe together, in order of appearance; a run without a config stands alone."""
+    """Runs of one recipe (see `essence`) together, in order of appearance; a run without a config stands alone."""
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
-        key = json.dumps(run.recipe, sort_keys=True, default=str) if run.config else f"alone: {run.name}"
+        key = json.dumps(essence(run.config), sort_keys=True) if run.config else f"alone: {run.name}"
         groups.setdefault(key, []).append(run)
     return list(groups.values())

@@ -40,11 +40,9 @@ def setting(value: Any) -> str:
     """A value of a config as YAML would show it."""
     if isinstance(value, list | tuple):
         return "[" + ", ".join(setting(item) for item in value) + "]"
-    return (
-        {True: "true", False: "false", None: "null"}.get(value, escape(str(value)))
-        if value is None or isinstance(value, bool)
-        else escape(str(value))
-    )
+    if value is None:
+        return "null"
+    return escape(str(value).lower() if isinstance(value, bool) else str(value))
 
 
 def legend(runs: Sequence[RunRecord]) -> str:
@@ -122,7 +120,7 @@ def difference_table(runs: Sequence[RunRecord]) -> str:
     known = [run for run in runs if run.config is not None]
     if len(known) < 2:
         return notes + '<p class="soft">One run: nothing to compare.</p>'
-    rows = [[escape(key), *map(setting, values)] for key, values in differences(known).items()]
+    rows = [[escape(key).replace(".", ".<wbr>"), *map(setting, values)] for key, values in differences(known).items()]
     if not rows:
         return notes + "<p>The configs are the same, seed included.</p>"
     return notes + table(["key", *(escape(run.name) for run in known)], rows)
@@ -179,20 +177,8 @@ def evaluation_table(runs: Sequence[RunRecord]) -> str:
                 ]
     if not rows:
         return '<p class="soft">No report.json of evaluation/multi_scale.py in the run folders: not recorded.</p>'
-    head = [
-        "run",
-        "protocol",
-        "scale",
-        "views",
-        "images",
-        "top-1 %",
-        "95 % interval",
-        "top-5 %",
-        "95 % interval",
-        "paper (top-1 / top-5)",
-        "file",
-    ]
-    return table(head, rows, numbers=(3, 4, 5, 6, 7, 8, 9))
+    head = ["run", "protocol", "scale", "views", "images", "top-1 % (95 % interval)", "top-5 %", "paper", "file"]
+    return table(head, rows, numbers=(3, 4, 5, 6, 7))
 
 
 def _evaluation_row(run: RunRecord, file: str, protocol: str, scale: str, summary: Event) -> list[str]:
@@ -203,17 +189,19 @@ def _evaluation_row(run: RunRecord, file: str, protocol: str, scale: str, summar
         escape(scale),
         text(summary.get("views")),
         text(summary.get("count")),
-        number(summary.get("top1")),
-        _interval(summary.get("top1_interval")),
-        number(summary.get("top5")),
-        _interval(summary.get("top5_interval")),
+        _with_interval(summary, "top1"),
+        _with_interval(summary, "top5"),
         "" if paper is None else f"{paper['top1']:.2f} / {paper['top5']:.2f}",
         escape(file),
     ]
 
 
-def _interval(bounds: Sequence[float] | None) -> str:
-    return MISSING if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
+def _with_interval(summary: Event, key: str) -> str:
+    if key not in summary:
+        return MISSING
+    low, high = summary.get(f"{key}_interval") or (None, None)
+    between = "" if low is None else f' <span class="soft">({low:.2f} to {high:.2f})</span>'
+    return f"{summary[key]:.2f}{between}"
 
 
 ENVIRONMENT = ("started", "resumed_step", "world_size", "hardware", "commit", "command")
