@@ -11,6 +11,7 @@ from typing import Any
 from unitdist.config import Config
 from unitdist.config_file import config_to_dict, load_config
 from unitdist.errors import ConfigError
+from unitdist.train.schedule import peak_learning_rate
 
 Event = dict[str, Any]
 LAYER_KEY = re.compile(r"analysis/(?P<layer>.+)/(?P<quantity>[^/]+)")
@@ -20,10 +21,16 @@ HOW_NOT_WHAT = frozenset(
         *("model.fold_residual", "model.overlap_sync", "model.compile_norm"),
         *("data.path", "data.train_split", "data.val_split", "data.source", "data.loader", "data.val_batch_size"),
         *("data.num_threads", "data.prefetch_batches", "data.shuffle_window", "data.roi_decode", "data.gpu_decode"),
-        *("data.hw_decoder_load", "data.set_affinity", "data.on_broken", "data.max_broken_share"),
+        *(
+            "data.hw_decoder_load",
+            "data.set_affinity",
+            "data.on_broken",
+            "data.max_broken_share",
+            "data.accept_other_decoder",
+        ),
         *("data.max_image_megapixels", "data.synthetic_samples", "data.synthetic_classes"),
         *("train.engine", "train.zero_stage", "train.channels_last", "train.compile", "train.log_every_steps"),
-        *("train.timeout_s", "train.max_steps"),
+        *("train.timeout_s", "optim.reference_batch_size"),
     )
 )
 """Keys of these sections that change how fast or from where the same thing is computed, not what is."""
@@ -100,9 +107,13 @@ class RunRecord:
 
 
 def essence(config: Config) -> dict[str, Any]:
-    """Dotted key -> value of what decides the result: no place, no seed, nothing about speed, logs or evaluation."""
+    """Dotted key -> value of what decides the result: no place, no seed, nothing about speed, logs or evaluation.
+
+    optim.lr is the rate at the config's own batch.
+    """
     sections = config_to_dict(config)
     flat = {f"{section}.{key}": value for section in SECTIONS for key, value in sections[section].items()}
+    flat["optim.lr"] = peak_learning_rate(config.optim, global_batch_size=config.data.global_batch_size)
     return {key: value for key, value in flat.items() if key not in HOW_NOT_WHAT}
 
 

@@ -121,7 +121,7 @@ def page_of(*folders: Path, evaluations: tuple[Path, ...] = ()) -> str:
 
 def rows(page: str, start: str) -> list[list[str]]:
     """The cells of the first table after `start`, as text."""
-    body = page[page.index(start) :].partition("</table>")[0]
+    body = page[page.index(start) :].partition("</section>")[0].partition("</table>")[0]
     plain = [
         re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL)
         for row in re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
