@@ -21,6 +21,7 @@ step() {
 }
 
 step gpu_tests 90 "$python" -m pytest -c /dev/null --rootdir "$root" -p no:cacheprovider -q -m gpu tests/kernels/test_triton_nhwc.py
+step step_graph_tests 60 "$python" -m pytest -c /dev/null --rootdir "$root" -p no:cacheprovider -q -m gpu tests/gpu/test_step_graph_gpu.py
 step norm_graph_256 60 "$python" tools/bench_norm.py --samples 256 --dtype bf16 --graph --rounds 7 --candidates unitization batchnorm \
     --parts forward backward both --json "$out/norm_graph_256.json"
 step norm_graph_64 45 "$python" tools/bench_norm.py --samples 64 --dtype bf16 --graph --rounds 7 --candidates unitization batchnorm \

@@ -118,6 +118,7 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
         module,
         config.optim,
         learning_rate=peak_learning_rate(config.optim, global_batch_size=config.data.global_batch_size),
+        recordable=config.train.cuda_graph,
     )
     engines.prepare(engine, module, optimizer)
     if config.train.ema_decay is not None:

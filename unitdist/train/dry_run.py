@@ -15,6 +15,7 @@ from unitdist.train.batch_split import BatchSplit, split_batch
 from unitdist.train.deepspeed_engine import check_supported
 from unitdist.train.optim import MOMENTS
 from unitdist.train.schedule import learning_rate_share, peak_learning_rate
+from unitdist.train.step_graph import check_ranks
 from unitdist.world import World
 
 _GIB = 2**30
@@ -59,6 +60,7 @@ def dry_run(config: Config, world: World, *, num_samples: int | None = None) -> 
     groups, an unknown model, what the engine does not support, a broken data folder.
     """
     split = split_batch(config, world)
+    check_ranks(config, world)
     if config.train.engine == "deepspeed":
         check_supported(config)
     samples, shards = (num_samples, None) if num_samples is not None else count_training_set(config.data)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from unitdist.config import Config, TrainConfig
 from unitdist.errors import ConfigError, TrainingError
 from unitdist.train import deepspeed_engine
+from unitdist.train.step_graph import check_device, check_ranks
 from unitdist.world import World
 
 AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -88,6 +89,8 @@ class Engine:
 def start_engine(config: Config, world: World) -> Engine:
     """Join the job: process group, device, Accelerator. Raises ConfigError, TrainingError."""
     train = config.train
+    check_ranks(config, world)
+    check_device(config)
     if train.engine == "ddp" and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise ConfigError(
             "the launcher asks for DeepSpeed, the config for train.engine: ddp; set train.engine=deepspeed"
@@ -180,7 +183,10 @@ def accumulating(engine: Engine) -> Iterator[None]:
 def set_learning_rate(engine: Engine, learning_rate: float) -> None:
     assert engine.optimizer is not None
     for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
+        if isinstance(group["lr"], Tensor):  # of a recorded step, which reads it where it lies
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
 
 
 def model_state(engine: Engine) -> dict[str, Tensor]:
@@ -215,10 +221,11 @@ def load_optimizer_state(engine: Engine, saved: dict[str, object]) -> None:
     if engine.uses_deepspeed and engine.config.zero_stage > 0:
         deepspeed_engine.restore_optimizer_state(engine, names, state)
         return
+    recorded = engine.config.cuda_graph  # then AdamW counts its steps on the device, else on the host
     for name, values in state.items():
         parameter = names[name]
         engine.optimizer.state[parameter] = {
-            key: value.to(parameter.device) if isinstance(value, Tensor) and value.dim() else value
+            key: value.to(parameter.device) if isinstance(value, Tensor) and (value.dim() or recorded) else value
             for key, value in values.items()
         }
     for group, step in zip(engine.optimizer.param_groups, saved.get("group_steps") or [], strict=False):  # type: ignore[call-overload]

@@ -1,9 +1,10 @@
 """One epoch of training: steps, micro-batches, and the log line between them."""
 
 import math
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unitdist.data.batch import Batch
 from unitdist.errors import TrainingError
@@ -13,6 +14,7 @@ from unitdist.train.metrics import Stopwatch
 from unitdist.train.progress import eta
 from unitdist.train.saving import save
 from unitdist.train.state import Run, learning_rate_of_step
+from unitdist.train.step_graph import CudaRecorder, StepGraph
 from unitdist.train.timm_training import mix
 
 
@@ -22,6 +24,8 @@ def train_epoch(run: Run) -> dict[str, float]:
     watch = Stopwatch()
     assert engine.model is not None
     engine.model.train()
+    if config.train.cuda_graph and run.step_graph is None:
+        run.step_graph = StepGraph(partial(compute_whole_step, run), CudaRecorder(engine.device))
     steps_done = state.samples // config.data.global_batch_size
     batches = BatchesAhead(
         run.train_loader,
@@ -43,9 +47,8 @@ def train_epoch(run: Run) -> dict[str, float]:
         state.step += 1
         state.samples += config.data.global_batch_size
         watch.images += config.data.global_batch_size
-        if run.average is not None:
-            assert engine.module is not None
-            run.average.update(engine.module)
+        if run.step_graph is None:
+            average_weights(run)
         epoch_ends = state.samples // config.data.global_batch_size == run.steps_per_epoch
         if run.progress:
             run.progress.step()
@@ -67,13 +70,25 @@ def train_epoch(run: Run) -> dict[str, float]:
 def train_on(run: Run, batch: Batch, micro_step: int) -> None:
     """Forward, backward and, on the last micro-batch of a step, the update."""
     engine, config = run.engine, run.config
-    assert engine.model is not None
     images = batch.images.to(engine.device, non_blocking=True)
     labels = batch.labels.to(engine.device, non_blocking=True)
     targets = labels
     if run.mixup is not None:
         seed = (config.run.seed, run.state.step, micro_step, engine.world.rank)
         images, targets = mix(run.mixup, images, labels, seed=seed)
+    if run.step_graph is not None:
+        run.step_graph.run(images, labels, targets)
+    else:
+        compute(run, images, labels, targets)
+
+
+def compute(run: Run, images: Tensor, labels: Tensor, targets: Tensor) -> None:
+    """The device's part of `train_on`: nothing is read back to the host.
+
+    images: (N, C, H, W). labels: hard labels (N,), for the metrics. targets: labels or soft labels (N, classes).
+    """
+    engine, config = run.engine, run.config
+    assert engine.model is not None
     with engines.accumulating(engine):
         with engine.autocast():
             logits = engine.model(images)
@@ -81,6 +96,18 @@ def train_on(run: Run, batch: Batch, micro_step: int) -> None:
         loss = nn.functional.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         engines.backward_and_step(engine, loss, clip_norm=config.optim.clip_norm)
     run.sums.add(loss, logits, labels)
+
+
+def compute_whole_step(run: Run, images: Tensor, labels: Tensor, targets: Tensor) -> None:
+    """What a recorded step consists of: `compute` and the averaging of the weights."""
+    compute(run, images, labels, targets)
+    average_weights(run)
+
+
+def average_weights(run: Run) -> None:
+    if run.average is not None:
+        assert run.engine.module is not None
+        run.average.update(run.engine.module)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -24,9 +24,20 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [{"params": kernels, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, *, learning_rate: float) -> torch.optim.Optimizer:
-    """The optimizer named in the config: torch's SGD and AdamW, timm's LARS and LAMB."""
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, *, learning_rate: float, recordable: bool = False
+) -> torch.optim.Optimizer:
+    """The optimizer named in the config: torch's SGD and AdamW, timm's LARS and LAMB.
+
+    `recordable`: a step can be recorded in a CUDA graph. The learning rate is then a tensor on the parameters' device, which
+    torch's fused forms read there; timm's optimizers read it on the host (the config refuses them).
+    """
     groups = parameter_groups(model, config.weight_decay)
+    if recordable:
+        rate = torch.tensor(learning_rate, device=next(model.parameters()).device)
+        if config.name == "sgd":
+            return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        return torch.optim.AdamW(groups, lr=rate, betas=config.betas, fused=True, capturable=True)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=config.momentum, nesterov=config.nesterov)
     if config.name == "adamw":

@@ -13,6 +13,7 @@ from unitdist.train.metrics import Record, TrainSums
 from unitdist.train.progress import Progress
 from unitdist.train.run_folder import RunFolder
 from unitdist.train.schedule import learning_rate_share, peak_learning_rate
+from unitdist.train.step_graph import StepGraph
 from unitdist.train.stopping import StopRequest
 from unitdist.train.tensorboard import Board
 from unitdist.train.writer import CheckpointWriter
@@ -50,6 +51,7 @@ class Run:
     writer: CheckpointWriter
     num_parameters: int
     average: WeightAverage | None = None
+    step_graph: StepGraph | None = None
     monitor: ShiftMonitor | None = None
     record: Record | None = None
     board: Board | None = None
