@@ -37,4 +37,5 @@ def mix(mixup: Any, images_nchw: Tensor, labels_n: Tensor, *, seed: tuple[int, .
     numpy.random.seed(numpy.random.SeedSequence(seed).generate_state(1)[0])
     if len(images_nchw) % 2:
         raise ValueError(f"mixup needs an even batch, got {len(images_nchw)}")
-    return mixup(images_nchw, labels_n)  # type: ignore[no-any-return]
+    # timm mixes in place; the images may be the loader's own, which the next step would mix again.
+    return mixup(images_nchw.clone(), labels_n)  # type: ignore[no-any-return]
