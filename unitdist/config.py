@@ -403,7 +403,9 @@ class TrainConfig:
             ):
                 value = getattr(self, key)
                 if value not in (allowed if isinstance(allowed, tuple) else (allowed,)):
-                    raise ConfigError(f"train.{key}: {value} is not offered with train.cuda_graph: true ({why}); set one or the other")
+                    raise ConfigError(
+                        f"train.{key}: {value} is not offered with train.cuda_graph: true ({why}); set one or the other"
+                    )
         for key in ("mixup_alpha", "cutmix_alpha"):
             _require(getattr(self, key) >= 0, f"train.{key}", ">= 0", getattr(self, key))
 
