@@ -37,7 +37,7 @@ class CudaRecorder:
     """Records on a stream of its own, on which the warm-up runs too; replays on the caller's stream."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def run(self, work: Work) -> None:
         self._stream.wait_stream(torch.cuda.current_stream())
