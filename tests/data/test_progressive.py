@@ -13,7 +13,7 @@ from tests.dist.launching import ROOT, train
 from unitdist.config import DataConfig
 from unitdist.config_file import config_from_dict, config_to_dict, dump_config, load_config
 from unitdist.data.batch import Loader
-from unitdist.data.progressive import at_side
+from unitdist.data.progressive import ProgressiveLoader, at_side
 from unitdist.errors import ConfigError
 
 STAGES = ((1, 16), (2, 24), (4, 32))
@@ -124,3 +124,24 @@ def test_interrupted_run_equals_the_uninterrupted_one(sample_data: Path, tmp_pat
         done = train([sys.executable], *shared, f"run.name={name}", *changes)
         assert done.returncode == 0, done.stderr[-3000:]
     assert_same_result(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_broken_images_of_earlier_sides_still_count(small_config: Callable[..., DataConfig]) -> None:
+    class Stage:
+        max_broken, ignored = 3, 1
+
+        def __init__(self, config: DataConfig) -> None:
+            self.side, self.broken = config.image_size_px, {f"{config.image_size_px} px": "empty file", "both": "gone"}
+
+        def fingerprint(self) -> dict[str, str]:
+            return {}
+
+        def iterate(self, epoch: int, start_sample: int = 0) -> list[int]:
+            return [self.side]
+
+        def close(self) -> None: ...
+
+    loader = ProgressiveLoader(small_config(progressive_resizing=STAGES), Stage)  # type: ignore[arg-type]
+    assert [*loader.iterate(0), *loader.iterate(1), *loader.iterate(2)] == [16, 24, 24]
+    assert set(loader.broken) == {"32 px", "16 px", "24 px", "both"}
+    assert (loader.max_broken, loader.ignored) == (3, 1)

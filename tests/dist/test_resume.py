@@ -41,6 +41,7 @@ def test_resume_moves_between_engines_and_world_sizes(sample_data: Path, tmp_pat
     for ranks, changes in parts:
         done = train(torchrun(ranks), *shared, "run.name=moved", "--resume", "auto", *changes)
         assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed from" in done.stdout and "; the number of ranks was 2, is 1" in done.stdout
     losses = {
         name: [event["loss"] for event in record(tmp_path / name) if event["event"] == "train"]
         for name in ("whole", "moved")

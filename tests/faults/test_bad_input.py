@@ -1,17 +1,14 @@
 """What a user gets wrong is one clear line: what, where, what to do; exit code 2 for what was typed, 1 otherwise."""
 
-import runpy
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.dist.launching import ROOT, torchrun, train
-
-CONFIG = ROOT / "tests" / "dist" / "small.yaml"
+from tests.dist.launching import torchrun, train
+from tests.faults.running import CONFIG, complaint, run_script
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +16,8 @@ def data(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the sample data that a test may spoil."""
     folder = tmp_path_factory.mktemp("spoiled") / "data"
     shutil.copytree(sample_data, folder)
+    (folder / "train" / "cat" / ".hidden.jpg").write_bytes(b"no image")
+    (folder / "val" / "notes.txt").write_text("ignored, and counted")
     return folder
 
 
@@ -31,34 +30,6 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert code == 0, error
     return folder / "a"
-
-
-def run_script(arguments: list[str]) -> tuple[int, str, str]:
-    """launch/train.py in this process: exit code, stdout, stderr."""
-    import contextlib
-    import io
-
-    out, error, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["train.py", *arguments]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-            runpy.run_path(str(ROOT / "launch" / "train.py"), run_name="__main__")
-        code = 0
-    except SystemExit as leaving:
-        code = int(leaving.code or 0)
-    finally:
-        sys.argv = argv
-    return code, out.getvalue(), error.getvalue()
-
-
-def complaint(code: int, *arguments: str) -> str:
-    """The one line that a failing start prints."""
-    got, _, error = run_script(list(arguments))
-    assert got == code, error
-    assert "Traceback" not in error
-    lines = [line for line in error.splitlines() if line.startswith("unitdist: error: ")]
-    assert len(lines) == 1, error
-    return lines[0].removeprefix("unitdist: error: ")
 
 
 def test_misspelt_key_names_the_nearest(data: Path, tmp_path: Path) -> None:
@@ -137,6 +108,13 @@ def test_checkpoint_of_another_model_is_refused(trained: Path, data: Path, tmp_p
     assert message.startswith(f"{trained / 'last.pt'} was made with model.norm: unitization, this run has batchnorm")
     message = complaint(2, *shared, "data.global_batch_size=32")
     assert "was made with data.global_batch_size: 16, this run has 32" in message
+    victim = data / "train" / "coffee" / "coffee_0003.jpg"
+    victim.rename(victim.with_name("other.jpg"))
+    try:
+        message = complaint(2, *shared)
+    finally:
+        victim.with_name("other.jpg").rename(victim)
+    assert "was made on other data: the list of images (SHA-256 of names and labels) was " in message
 
 
 def spoiled_checkpoint(trained: Path, tmp_path: Path, change) -> Path:
@@ -189,6 +167,7 @@ def test_finished_run_says_so(trained: Path, data: Path) -> None:
     code, out, error = run_script([*shared, "train.max_steps=2"])
     assert code == 0, error
     assert "already finished: step 2 of 2" in out
+    assert "192 training and 80 validation images, 16 classes (2 other files ignored)" in out
 
 
 def test_help_lists_every_key() -> None:
@@ -220,10 +199,3 @@ def test_unreadable_jpeg_ends_all_ranks_with_its_name(data: Path, tmp_path: Path
     assert len(errors) == 1 and f"unreadable image {victim} (truncated JPEG: no end marker)" in errors[0]
     assert "[rank0]: Traceback" not in done.stderr and "[rank1]: Traceback" not in done.stderr
     assert time.monotonic() - started < 150, "ranks hung"
-
-
-def test_two_ranks_say_it_once(tmp_path: Path) -> None:
-    done = train(torchrun(2), "--config", str(CONFIG), f"data.path={tmp_path / 'nowhere'}", f"run.folder={tmp_path}")
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith("unitdist [rank ")]
-    assert len(lines) == 1 and "no such folder" in lines[0]

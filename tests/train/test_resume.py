@@ -65,7 +65,8 @@ def test_another_number_of_ranks_goes_on_and_is_told(samples: int) -> None:
 )
 def test_another_decoder_is_refused_within_an_epoch_unless_accepted(key: str, now: str) -> None:
     with pytest.raises(
-        ConfigError, match=f"was {SAVED[key]}, is {now}; .*accept it with data.accept_other_decoder=true"
+        ConfigError,
+        match=f"within an epoch, and .*was {SAVED[key]}, is {now}: .*accept it with data.accept_other_decoder=true",
     ):
         check({key: now})
     accepting = replace(CONFIG, data=replace(CONFIG.data, accept_other_decoder=True))

@@ -53,8 +53,12 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"no such file: {options.archive}")
     classes = images = 0
     try:
-        with tarfile.open(options.archive, "r:") as outer:
-            for member in tqdm(outer, unit="class", disable=None):
+        size = options.archive.stat().st_size
+        with (
+            tarfile.open(options.archive, "r:") as outer,
+            tqdm(total=size, unit="B", unit_scale=True, disable=None) as bar,
+        ):
+            for member in outer:
                 name = plain_name(member.name, options.archive)
                 if not member.isfile() or not name.endswith(".tar"):
                     raise DataError(f"{options.archive} holds {name!r}, expected one tar per class")
@@ -64,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
                     images += sum(1 for _ in folder.iterdir())
                 else:
                     images += unpack_class(options.archive, outer, member, folder)
+                bar.update(member.offset_data + member.size - bar.n)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{options.archive} is damaged or cut off: {error}") from error
     print(f"{images:,} images in {classes} class folders under {options.output}")

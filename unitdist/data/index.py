@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,8 +75,15 @@ def require_folder(folder: Path) -> None:
 def class_names(folder: Path) -> list[str]:
     """Sorted names of the class folders (all folders that are not hidden)."""
     require_folder(folder)
-    with os.scandir(folder) as entries:
+    with _entries(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _entries(folder: Path) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+    try:
+        return os.scandir(folder)
+    except OSError as error:
+        raise ConfigError(f"data.path: cannot read {folder}: {error.strerror}") from None
 
 
 def _is_image_name(name: str) -> bool:
@@ -88,7 +97,7 @@ def _first_few(names: list[str], limit: int = 5) -> str:
 def _scan_class(folder: Path, class_name: str) -> tuple[list[str], int, list[str]]:
     """(image paths relative to folder, files ignored, images that lie deeper than the class folder)."""
     paths, ignored, too_deep = [], 0, []
-    with os.scandir(folder / class_name) as entries:
+    with _entries(folder / class_name) as entries:
         for entry in entries:
             if entry.is_dir():
                 deeper = [name for _, _, names in os.walk(entry.path) for name in names if _is_image_name(name)]
@@ -107,7 +116,7 @@ def scan_image_folder(folder: Path) -> ImageIndex:
     missing or a file; DataError for no images at all, classes without images, and images outside class folders.
     """
     names = class_names(folder)
-    with os.scandir(folder) as entries:
+    with _entries(folder) as entries:
         top_files = [entry.name for entry in entries if not entry.is_dir()]
     stray = [name for name in top_files if _is_image_name(name)]
     ignored = len(top_files) - len(stray)

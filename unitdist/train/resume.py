@@ -71,15 +71,18 @@ def check_same_run(config: Config, fingerprint: Fingerprint, checkpoint: dict[st
         name = MEANING.get(key, key)
         within_epoch = bool(checkpoint["samples"]) and not config.data.accept_other_decoder
         if key not in MAY_DIFFER and not (key in BOUND_WITHIN_EPOCH and not within_epoch):
-            raise ConfigError(f"{source} was made on other data: {name} was {was}, is {now}; {_what_to_do(key)}")
+            raise ConfigError(_refusal(source, key, f"{name} was {was}, is {now}"))
         notes.append(f"{name} was {was}, is {now}")
     return notes
 
 
-def _what_to_do(key: str) -> str:
+def _refusal(source: str, key: str, difference: str) -> str:
     if key in BOUND_WITHIN_EPOCH:
         return (
-            "within an epoch some pixels would change by a grey level or so; go on with the same, resume from the end of an "
-            "epoch, or accept it with data.accept_other_decoder=true"
+            f"{source} stands within an epoch, and {difference}: pixels would change by a grey level or so; use the same, resume "
+            "from the end of an epoch, or accept it with data.accept_other_decoder=true"
         )
-    return "a resume would not see the same samples; use the same, or start a new run"
+    return (
+        f"{source} was made on other data: {difference}; a resume would not see the same samples; use the same, or start a "
+        "new run"
+    )
