@@ -5,6 +5,7 @@ Exit code 2: something in the command or config cannot be used; 1: anything else
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -37,6 +38,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--simulate-world", type=int, metavar="N", help="--dry-run: as if on N ranks")
     parser.add_argument("--simulate-local-world", type=int, metavar="G", help="--dry-run: as if G ranks on each node")
     parser.add_argument("--simulate-samples", type=int, metavar="N", help="--dry-run: as if N training images")
+    parser.add_argument(
+        "--end-with-parent",
+        action="store_true",
+        help="stop, saved, when the process that started this one is gone (ranks of a job always end with theirs)",
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
@@ -62,6 +68,8 @@ def main() -> None:
         world = World.single() if arguments.dry_run else announce_world()
     if world.size > 1:
         end_with_parent()
+    elif arguments.end_with_parent:
+        end_with_parent(signal.SIGTERM)
     overrides = [*arguments.overrides, *([f"data.path={arguments.data_dir}"] if arguments.data_dir else [])]
     with reporting_errors(world, debug=arguments.debug):
         config = load_config(arguments.config, overrides)

@@ -145,9 +145,18 @@ def _work(experiment: Experiment, waiting: "queue.SimpleQueue[Plan]", failed: li
 
 
 def command(experiment: Experiment, plan: Plan) -> list[str]:
-    """The command line of one run: what a user would type."""
+    """The command line of one run: what a user would type, but it does not outlive this process (it would hold the folder)."""
     script, config = ROOT / "launch" / "train.py", config_path(experiment)
-    return [sys.executable, str(script), "--config", str(config), "--resume", "auto", *plan.overrides]
+    return [
+        sys.executable,
+        str(script),
+        "--config",
+        str(config),
+        "--resume",
+        "auto",
+        "--end-with-parent",
+        *plan.overrides,
+    ]
 
 
 def current_commit() -> str:

@@ -206,6 +206,16 @@ def test_a_wrong_setting_stops_before_any_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tools")
+def test_runs_do_not_outlive_paper_py(tmp_path: Path) -> None:
+    """A run left behind would hold its folder, and paper.py started again could not go on with it."""
+    from paper_run import command, plan_runs
+
+    experiment = experiments().EXPERIMENTS["table1"]
+    (plan,) = plan_runs(experiment, experiment.arms[:1], [0], tmp_path, str(tmp_path), [])
+    assert "--end-with-parent" in command(experiment, plan)
+
+
+@pytest.mark.usefixtures("tools")
 def test_stability_finds_the_arm_that_moves_more() -> None:
     from paper_stability import compare
 
