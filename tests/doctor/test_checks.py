@@ -354,6 +354,7 @@ def test_needs_come_from_the_config() -> None:
     assert needs_of(None, data=Path("x")) == Needs(data=Path("x"))
     needs = needs_of(load_config("demo.yaml", ["train.ema_decay=0.99"]), data=None)
     assert needs.dali and not needs.deepspeed and needs.data == Path("sample_data")
+    assert needs.checkpoint_files == 4  # the last two, the best, and the one being written
     weights, moments, average = 4 * 11_185_296, 4 * 11_185_296, 4 * 11_185_296
     assert needs.checkpoint_bytes == pytest.approx(weights + moments + average, rel=0.01)
     assert needs_of(load_config("demo.yaml", ["train.engine=deepspeed"]), data=None).compiler

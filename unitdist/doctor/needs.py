@@ -34,11 +34,13 @@ def needs_of(config: Config | None, *, data: Path | None) -> Needs:
     if config is None:
         return Needs(data=data)
     given = config.data
-    on_device = config.train.engine == "deepspeed" or config.train.compile or config.model.compile_norm
+    from unitdist.train.retention import most_files  # needs more than torch
+
+    compiles = config.train.engine == "deepspeed" or config.train.compile or config.model.compile_norm
     return Needs(
         dali=given.loader == "dali",
         deepspeed=config.train.engine == "deepspeed",
-        compiler=on_device,
+        compiler=compiles,
         torchvision_workers=given.loader == "torchvision",
         threads_per_rank=given.num_threads if given.dataset == "image_folder" else 0,
         run_folder=Path(config.run.folder),
@@ -47,6 +49,7 @@ def needs_of(config: Config | None, *, data: Path | None) -> Needs:
         val_split=given.val_split,
         image_folder=given.dataset == "image_folder" and given.source == "folder",
         checkpoint_bytes=checkpoint_bytes(config),
+        checkpoint_files=most_files(config.checkpoint, epochs=config.train.epochs),
     )
 
 

@@ -150,13 +150,18 @@ def _move_aside(path: Path, kind: str) -> str:
     return f"{path.name} -> {kind}_{path.name}"
 
 
+def most_files(config: CheckpointConfig, *, epochs: int) -> int:
+    """Checkpoints that lie in the run folder at most, the one being written included."""
+    for_ever = epochs // config.keep_every_epochs if config.keep_every_epochs else 0
+    return config.keep_last + config.keep_best + for_ever + 1
+
+
 def check_space(folder: Path, config: CheckpointConfig, *, checkpoint_bytes: int, epochs: int) -> None:
     """Raises ConfigError when the checkpoints that the config keeps, and the one being written, do not fit on the disk.
 
     What the folder's checkpoints take already counts as free: they are the ones that will be replaced.
     """
-    for_ever = epochs // config.keep_every_epochs if config.keep_every_epochs else 0
-    count = config.keep_last + config.keep_best + for_ever + 1
+    count = most_files(config, epochs=epochs)
     present = sum(path.stat().st_size for path in _candidates(folder))
     free = shutil.disk_usage(folder).free
     if count * checkpoint_bytes > free + present:
