@@ -49,6 +49,18 @@ class _Unitization(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """A layer for `num_features` channels; weight is 1, bias 0, alpha 0.
+
+        - `eps`: added to the variance and to the squared norm.
+        - `momentum`: of the running statistics, torch's convention (None: the mean over all batches).
+        - `norm_divisor`: n >= 1 of Alg. 2 line 3.
+        - `norm_scope`: `image`, one norm per sample over channels and pixels; `pixel`, one per pixel over channels.
+        - `activation`: None, or `relu`, fused.
+        - `process_group`: ranks over which statistics are taken (None: all); `sync=False`: this rank alone.
+        - `device`, `dtype`: of weight, bias and alpha; running statistics are float32 or wider.
+
+        Raises ConfigError for a value that is not allowed.
+        """
         super().__init__()
         if norm_scope not in ("image", "pixel"):
             raise ConfigError(f"norm_scope={norm_scope!r}: allowed are 'image' and 'pixel'")
@@ -285,6 +297,7 @@ class Unitization1d(_Unitization):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """As Unitization2d's; `norm_divisor` is 1 unless given."""
         super().__init__(
             num_features,
             eps,
