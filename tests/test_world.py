@@ -214,3 +214,11 @@ def test_first_node_of_a_slurm_list(nodes: str, first: str) -> None:
 def test_node_name_is_the_address_where_scontrol_is_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert slurm_node_address("gpu007") == "gpu007"
+
+
+def test_restarts_that_would_hang_are_refused() -> None:
+    restarting = TORCHRUN | {"TORCHELASTIC_MAX_RESTARTS": "3"}
+    with pytest.raises(ConfigError, match="torchrun --max-restarts=3 without TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        World.from_environment(restarting)
+    assert World.from_environment(restarting | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}).rank == 9
+    assert World.from_environment(TORCHRUN | {"TORCHELASTIC_MAX_RESTARTS": "0"}).rank == 9

@@ -438,6 +438,27 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HealthConfig:
+    """How a run that goes wrong is noticed."""
+
+    stuck_after_s: float | None = 300
+    """A rank without progress for so many seconds ends the job, named and with all stacks in the logs, > 0 (null: never)."""
+    stuck_after_first_s: float = 900
+    """The same for whatever is done for the first time (start, compilation, first validation), >= health.stuck_after_s."""
+
+    def __post_init__(self) -> None:
+        if self.stuck_after_s is None:
+            return
+        _require(self.stuck_after_s > 0, "health.stuck_after_s", "> 0 or null", self.stuck_after_s)
+        _require(
+            self.stuck_after_first_s >= self.stuck_after_s,
+            "health.stuck_after_first_s",
+            f">= health.stuck_after_s: {self.stuck_after_s:g}",
+            self.stuck_after_first_s,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Validation in the loop, and the protocols of Table 3 at the end of training."""
 
@@ -509,6 +530,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
 

@@ -123,6 +123,7 @@ def _from_torch(env: Mapping[str, str]) -> World:
         )
     size = _number(env, "WORLD_SIZE")
     _refuse_lonely_group(env, size)
+    _refuse_hanging_restarts(env)
     local_sizes = [name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if env.get(name)]  # the second is deepspeed's
     if local_sizes:
         local_size = _number(env, local_sizes[0])
@@ -197,6 +198,16 @@ def _refuse_lonely_group(env: Mapping[str, str], size: int) -> None:
                 "torchrun --nnodes and --rdzv-endpoint (launch/slurm does), or start train.py itself as the tasks"
             )
         return
+
+
+def _refuse_hanging_restarts(env: Mapping[str, str]) -> None:
+    """torchrun keeps the rendezvous store over a restart: new ranks read the dead ranks' addresses there, and many hang."""
+    restarts = _number(env, "TORCHELASTIC_MAX_RESTARTS") if "TORCHELASTIC_MAX_RESTARTS" in env else 0
+    if restarts > 0 and env.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
+        raise ConfigError(
+            f"torchrun --max-restarts={restarts} without TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: its restarts hang often; "
+            "set that variable for torchrun (the files in launch/ do)"
+        )
 
 
 def _refuse_lonely_process(env: Mapping[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Jobs that a test watches and disturbs: the record they write, and their processes."""
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -18,9 +19,33 @@ def record(run: Path) -> list[dict]:
     return [{key: value for key, value in event.items() if key not in TIMING} for event in events]
 
 
-def start(arguments: list[str]) -> subprocess.Popen:
-    command = [*torchrun(2), "launch/train.py", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(
+    arguments: list[str],
+    *,
+    max_restarts: int = 0,
+    script: str = "launch/train.py",
+    output: Path | None = None,
+    **extra: str,
+) -> subprocess.Popen:
+    """Two ranks of `script` under torchrun, their output in `output`, if any; `extra`: environment variables."""
+    command = [*torchrun(2), f"--max-restarts={max_restarts}", script, *arguments]
+    with open(output or os.devnull, "ab") as file:
+        return subprocess.Popen(command, cwd=ROOT, env=environment(**extra), stdout=file, stderr=file)
+
+
+def ranks_of(launcher_pid: int) -> list[psutil.Process]:
+    """The processes of the ranks, in their order."""
+    children = psutil.Process(launcher_pid).children(recursive=True)
+    ranks = [child for child in children if "train.py" in " ".join(child.cmdline())]
+    return sorted(ranks, key=lambda rank: int(rank.environ()["RANK"]))
+
+
+def end(job: subprocess.Popen) -> None:
+    """Whatever is left of the job."""
+    if job.poll() is None:
+        for process in reversed([psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]):
+            process.kill()
+    job.wait()
 
 
 def wait_for_step(job: subprocess.Popen, run: Path, step: int) -> None:

@@ -19,6 +19,7 @@ def environment(**extra: str) -> dict[str, str]:
         not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONWARNINGS")
     }
     kept.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions"))
+    kept["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as every launcher in launch/ sets it
     return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"} | extra
 
 

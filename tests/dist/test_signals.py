@@ -4,17 +4,10 @@ import json
 import signal
 from pathlib import Path
 
-import psutil
-
-from tests.dist.jobs import assert_same_result, start, wait_for_step
+from tests.dist.jobs import assert_same_result, ranks_of, start, wait_for_step
 from tests.dist.launching import torchrun, train
 
 CONFIG = str(Path(__file__).with_name("small.yaml"))
-
-
-def ranks_of(launcher_pid: int) -> list[psutil.Process]:
-    children = psutil.Process(launcher_pid).children(recursive=True)
-    return [child for child in children if "launch/train.py" in " ".join(child.cmdline())]
 
 
 def test_stopped_and_resumed_run_equals_the_undisturbed_run(sample_data: Path, tmp_path: Path) -> None:

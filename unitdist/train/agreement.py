@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from unitdist.errors import TrainingError, UnitdistError
 from unitdist.train.failure import raise_first
@@ -51,7 +52,7 @@ def reporting_errors(world: World, *, debug: bool) -> Iterator[None]:
     """Around a script's main: an error of unitdist becomes one line by one rank and its exit code, never a hang.
 
     A rank that only notices that another one has gone says that, in one line. With `debug` tracebacks are shown.
-    Anything else is our own mistake and keeps its traceback.
+    Anything else is our own mistake and keeps its traceback. torchrun's own summary names the error too.
     """
     try:
         yield
@@ -61,14 +62,20 @@ def reporting_errors(world: World, *, debug: bool) -> Iterator[None]:
             if debug:
                 traceback.print_exc()
             _say(world, str(error), kind="" if isinstance(error, Stopped) else "error: ")
+            if not isinstance(error, Stopped):
+                get_error_handler().record_exception(error)
         # torchrun restarts workers that leave with another code than 0; what a stop left behind says status.json.
         _leave(0 if isinstance(error, Stopped) and "TORCHELASTIC_RUN_ID" in os.environ else error.exit_code)
     except KeyboardInterrupt:
         _say(world, "interrupted")
         _leave(130)
-    except RuntimeError as error:
-        if not lost_contact(error):
-            raise
+    except Exception as error:
+        if not (isinstance(error, RuntimeError) and lost_contact(error)):
+            if not dist.is_initialized():
+                raise
+            traceback.print_exc()
+            get_error_handler().record_exception(error)
+            _leave(TrainingError.exit_code)
         if debug:
             traceback.print_exc()
         reason = str(error).strip().partition("\n")[0]
@@ -100,5 +107,9 @@ def _say(world: World, message: str, kind: str = "error: ") -> None:
 
 
 def _leave(code: int) -> None:
-    """No farewell to the process group: it would wait for ranks that may be gone."""
+    """No farewell to the process group: it would wait for ranks that may be gone, and so does Python's own way out."""
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

@@ -1,5 +1,7 @@
 """Everything that one training run holds, built in the order in which ranks can agree on it."""
 
+import os
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from unitdist.train.init_from import init_model, read_weights
 from unitdist.train.metrics import Record, TrainSums
 from unitdist.train.optim import MOMENTS, build_optimizer
 from unitdist.train.progress import Progress
+from unitdist.train.rank_log import RankLog
 from unitdist.train.resume import check_same_run, job_fingerprint
 from unitdist.train.retention import check_space, go_back_to, read_newest, step_file
 from unitdist.train.run_folder import RunFolder, lock_run_folder, open_run_folder, write_status
@@ -37,7 +40,9 @@ from unitdist.train.stopping import StopRequest
 from unitdist.train.tensorboard import Board
 from unitdist.train.timm_training import build_mixup
 from unitdist.train.wandb_run import open_wandb, require_wandb
+from unitdist.train.watchdog import Watchdog
 from unitdist.train.writer import CheckpointWriter
+from unitdist.world import World
 
 
 def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | None, resources: ExitStack) -> Run:
@@ -58,6 +63,11 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
         return folder, checkpoint, None if start is None else read_weights(Path(start).expanduser())
 
     folder, checkpoint, start_weights = from_rank_zero(world, open_and_read)
+    stop = StopRequest(world)
+    resources.callback(stop.close)
+    start = from_rank_zero(world, lambda: f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
+    with agreed(world):
+        watchdog = open_watchdog(config, world, folder, resources, start=start)
     if world.is_main:
         for note in folder.notes:
             warn(world, note)
@@ -84,8 +94,6 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
         elif start_weights is not None:
             init_model(module, start_weights, config)
     module = module.to(engine.device)
-    stop = StopRequest(world)
-    resources.callback(stop.close)
     stop.limit_broken(train_loader)
     writer = CheckpointWriter(
         asynchronous=config.checkpoint.asynchronous,
@@ -104,6 +112,7 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
         sums=TrainSums(engine.device),
         stop=stop,
         writer=writer,
+        watchdog=watchdog,
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),  # before ZeRO 3 shards them
         mixup=build_mixup(
             mixup_alpha=config.train.mixup_alpha,
@@ -130,6 +139,17 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
     if world.is_main:
         open_records(run, differences, resources)
     return run
+
+
+def open_watchdog(config: Config, world: World, folder: RunFolder, resources: ExitStack, *, start: str) -> Watchdog:
+    """This rank's log and watchdog. Raises ConfigError when the rank cannot write to the run's folder."""
+    try:
+        log = resources.enter_context(RankLog(folder.path, world, start=start))
+        watchdog = Watchdog(config.health, world, folder.path, log, start=start)
+    except OSError as error:
+        raise ConfigError(f"run.folder: rank {world.rank} cannot write to {folder.path} ({error.strerror})") from None
+    resources.callback(watchdog.close)
+    return watchdog
 
 
 def build_network(config: Config, engine: Engine, split: BatchSplit, folder: RunFolder) -> nn.Module:

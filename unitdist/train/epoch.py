@@ -27,6 +27,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     if config.train.cuda_graph and run.step_graph is None:
         run.step_graph = StepGraph(partial(compute_whole_step, run), CudaRecorder(engine.device))
     steps_done = state.samples // config.data.global_batch_size
+    run.watchdog.enter("data", state.step)
     batches = BatchesAhead(
         run.train_loader,
         engine.world,
@@ -42,6 +43,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             break
         engines.set_learning_rate(engine, learning_rate_of_step(run, state.step))
         torch.manual_seed(step_seed(config.run.seed, state.step, engine.world.rank))
+        run.watchdog.enter("training", state.step)
         for micro_step, batch in enumerate(batches.take()):
             train_on(run, batch, micro_step)
         state.step += 1
@@ -59,7 +61,9 @@ def train_epoch(run: Run) -> dict[str, float]:
         run.writer.poll()
         if run.writer.gives_up is not None:
             run.stop.fail(run.writer.gives_up)
+        run.watchdog.enter("data", state.step)
         batches.refill()
+        run.watchdog.enter("training", state.step)
         run.stop.check()
     batches.close()
     if state.samples // config.data.global_batch_size == run.steps_per_epoch:

@@ -6,7 +6,7 @@ from typing import Any
 
 from unitdist.config import Config
 from unitdist.train import engine as engines
-from unitdist.train.agreement import from_rank_zero, warn
+from unitdist.train.agreement import from_rank_zero, lost_contact, warn
 from unitdist.train.batch_split import split_batch
 from unitdist.train.build_run import build_run
 from unitdist.train.epoch import train_epoch
@@ -34,8 +34,10 @@ def train(config: Config, *, resume: str | None = None) -> Path:
         except Stopped as stopped:
             error = Stopped(f"stopped at step {run.state.step} ({stopped}), saved; go on with --resume auto")
             error.speaker = 0
+            run.watchdog.failed(error, lost_contact=False)
             raise error from None
         except Exception as error:
+            run.watchdog.failed(error, lost_contact=isinstance(error, RuntimeError) and lost_contact(error))
             if world.is_main:
                 note_failure(run, error)
             raise
@@ -44,6 +46,7 @@ def train(config: Config, *, resume: str | None = None) -> Path:
             write_status(run.folder.path, state, step=run.state.step)
         if run.board is not None:
             run.board.finish()
+        run.watchdog.finished()
     engine.barrier()
     return run.folder.path
 
@@ -58,10 +61,13 @@ def note_failure(run: Run, error: Exception) -> None:
 
 def run_to_its_end(run: Run) -> None:
     """All that is left to do, saved and durable; so it is too where Stopped is raised, on all ranks after the same step."""
+    begun = False
     try:
+        run.stop.check_now()
+        begun = True
         run_epochs(run)
     except Stopped:
-        save_where_stopped(run)
+        save_where_stopped(run, begun=begun)
         raise
     wait_for_saves(run)
 
@@ -78,10 +84,13 @@ def run_epochs(run: Run) -> None:
             finish_epoch(run, timing)
 
 
-def save_where_stopped(run: Run) -> None:
-    """A stop during validation is saved as before the end of its epoch: the resumed run validates again."""
+def save_where_stopped(run: Run, *, begun: bool) -> None:
+    """A stop during validation is saved as before the end of its epoch: the resumed run validates again.
+
+    `begun` False: a stop before the first step of this start; an epoch that is finished then was validated by an earlier one.
+    """
     state = run.state
-    if state.samples == 0 and state.step:
+    if begun and state.samples == 0 and state.step:
         state.epoch, state.samples = state.epoch - 1, run.steps_per_epoch * run.config.data.global_batch_size
     save(run)
     wait_for_saves(run)
@@ -102,6 +111,7 @@ def finish_epoch(run: Run, timing: dict[str, float]) -> None:
     among_best = (last_epoch or state.epoch % config.evaluation.every_epochs == 0) and validate_epoch(run, record)
     if run.monitor is not None and run.monitor.is_due(state.epoch):
         assert engine.module is not None
+        run.watchdog.enter("analysis", state.step, watched=False)  # Alg. 3 alone may take minutes
         shift = run.monitor.measure(engine.module)
         record |= shift.metrics
         if run.board:
@@ -118,11 +128,12 @@ def validate_epoch(run: Run, record: dict[str, Any]) -> bool:
 
     The averaged weights, where kept, decide which epoch is best; of equal ones the earlier.
     """
-    result = validate(run.engine, run.val_loader, stop=run.stop)
+    run.watchdog.enter("validation", run.state.step)
+    result = validate(run.engine, run.val_loader, stop=run.stop, watchdog=run.watchdog)
     record |= {f"val_{key}": value for key, value in result.items()}
     decisive = result
     if run.average is not None:
-        decisive = validate(run.engine, run.val_loader, stop=run.stop, state=run.average.state)
+        decisive = validate(run.engine, run.val_loader, stop=run.stop, watchdog=run.watchdog, state=run.average.state)
         record |= {f"val_ema_{key}": value for key, value in decisive.items()}
     state, metrics = run.state, run.state.metrics
     metrics["last"] = {"epoch": state.epoch, **decisive}

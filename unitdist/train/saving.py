@@ -27,6 +27,7 @@ def save(run: Run) -> None:
     Returns when the copy is taken. A write that fails is told and counted by `run.writer`, and what was saved before stays.
     Raises TrainingError, on all ranks, when a weight, statistic or buffer of the optimizer is not finite: nothing is written then.
     """
+    run.watchdog.enter("checkpoint", run.state.step)
     with Stall(run.writer):
         started = time.perf_counter()
         if run.engine.world.is_main:
@@ -39,6 +40,7 @@ def save(run: Run) -> None:
 
 def wait_for_saves(run: Run) -> None:
     """Until everything saved is durable. Raises CheckpointError, on all ranks, when the newest save failed."""
+    run.watchdog.enter("checkpoint", run.state.step)
     with agreed(run.engine.world):
         if run.engine.world.is_main:
             with Stall(run.writer):

@@ -16,6 +16,7 @@ from unitdist.train.schedule import learning_rate_share, peak_learning_rate
 from unitdist.train.step_graph import StepGraph
 from unitdist.train.stopping import StopRequest
 from unitdist.train.tensorboard import Board
+from unitdist.train.watchdog import Watchdog
 from unitdist.train.writer import CheckpointWriter
 
 
@@ -48,6 +49,7 @@ class Run:
     sums: TrainSums
     mixup: Any
     stop: StopRequest
+    watchdog: Watchdog
     writer: CheckpointWriter
     num_parameters: int
     average: WeightAverage | None = None

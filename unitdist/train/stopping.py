@@ -83,6 +83,11 @@ class StopRequest:
         if stop:
             raise Stopped(self._name or "another rank was asked to stop")
 
+    def check_now(self) -> None:
+        """As `check`, but a signal of before this call counts: for the moment before the first step."""
+        self.check()
+        self.check()
+
     def _flags(self) -> list[int]:
         return [
             int(bool(self._name)),

@@ -10,11 +10,17 @@ from unitdist.errors import TrainingError, UnitdistError
 from unitdist.train.agreement import agreed
 from unitdist.train.engine import Engine
 from unitdist.train.stopping import StopRequest
+from unitdist.train.watchdog import Watchdog
 
 
 @torch.no_grad()
 def validate(
-    engine: Engine, loader: Loader, *, stop: StopRequest | None = None, state: dict[str, Tensor] | None = None
+    engine: Engine,
+    loader: Loader,
+    *,
+    stop: StopRequest | None = None,
+    watchdog: Watchdog | None = None,
+    state: dict[str, Tensor] | None = None,
 ) -> dict[str, float | int]:
     """Top-1 and top-5 in percent, mean loss and count over the whole validation set, on every rank.
 
@@ -32,6 +38,8 @@ def validate(
     for _ in range(loader.batches_per_epoch):
         if stop is not None:
             stop.check()
+        if watchdog is not None:
+            watchdog.again()
         if failure is not None:
             continue  # the other ranks go on until they know, and meet in check()
         try:
