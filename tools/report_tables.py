@@ -144,7 +144,7 @@ def seed_table(runs: Sequence[RunRecord]) -> str:
     if not rows:
         return ""
     head = ["runs of one recipe", "last top-1 %: median (range)", "last top-5 %", "train loss", "left out"]
-    return "<h3>Seeds of one recipe</h3>" + table(head, rows)
+    return "<h3>Seeds of one recipe</h3>" + table(head, rows, numbers=(1, 2, 3, 4))
 
 
 def paper_table(runs: Sequence[RunRecord]) -> str:
@@ -219,4 +219,4 @@ def environment_table(runs: Sequence[RunRecord]) -> str:
             cells[4] = text(start.get("commit") or (None if run.starts else run.commit))
             rows.append([escape(run.name), text(run.settings.get("run.seed")), *cells, listed or MISSING])
     head = ["run", "seed", "started (UTC)", "from step", "ranks", "hardware", "commit", "command", "versions"]
-    return table(head, rows, numbers=(1, 3, 4), wide=(7, 8))
+    return table(head, rows, numbers=(1, 2, 3, 4), wide=(7, 8))
