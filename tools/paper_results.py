@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paper_experiments import Experiment
+from paper_experiments import Arm, Experiment
 from paper_run import COMMIT_FILE, config_path, epoch_records, run_folder
 
-from unitdist.config_file import load_config
+from unitdist.config import Config
+from unitdist.config_file import config_to_dict, load_config
 from unitdist.errors import ConfigError
 
 Results = dict[str, Any]
@@ -32,7 +33,7 @@ def collect(experiment: Experiment, runs: Path, results: Path) -> Path:
     for arm in experiment.arms:
         pattern = f"{arm.name}_seed*"
         seeds = sorted(int(path.name.rpartition("seed")[2]) for path in (runs / experiment.name).glob(pattern))
-        entries = {str(seed): _run(experiment, run_folder(runs, experiment, arm, seed)) for seed in seeds}
+        entries = {str(seed): _run(experiment, arm, run_folder(runs, experiment, arm, seed)) for seed in seeds}
         found[arm.name] = {seed: entry for seed, entry in entries.items() if entry["epochs_done"]}
     content = {
         "experiment": experiment.name,
@@ -85,11 +86,12 @@ def hardware() -> str:
     return f"CPU {model}, {torch.get_num_threads()} threads a run"
 
 
-def _run(experiment: Experiment, folder: Path) -> dict[str, Any]:
-    """{"epochs", "epochs_done", "metrics", "per_epoch": {key: list over epochs}} of one run folder."""
+def _run(experiment: Experiment, arm: Arm, folder: Path) -> dict[str, Any]:
+    """One run folder: {"epochs", "epochs_done", "seconds", "changed", "metrics", "per_epoch": {key: list over epochs}}."""
     records = epoch_records(folder)
     saved = folder / "config.yaml"
-    epochs = load_config(saved if saved.exists() else config_path(experiment)).train.epochs
+    planned = load_config(config_path(experiment), arm.overrides)
+    config = load_config(saved) if saved.exists() else planned
     per_epoch: dict[str, list[Any]] = {}
     for record in records:
         for key, value in record.items():
@@ -97,12 +99,24 @@ def _run(experiment: Experiment, folder: Path) -> dict[str, Any]:
                 per_epoch.setdefault(key, []).append(_rounded(value))
     last = records[-1] if records else {}
     return {
-        "epochs": epochs,
+        "epochs": config.train.epochs,
         "epochs_done": last.get("epoch", 0),
         "seconds": round(sum(record.get("seconds", 0.0) for record in records)),
+        "changed": changed_keys(planned, config),
         "metrics": _protocol_metrics(folder) | {key: last[key] for key in ("val_top1", "val_top5") if key in last},
         "per_epoch": per_epoch,
     }
+
+
+def changed_keys(planned: Config, config: Config) -> list[str]:
+    """What a run has that its experiment has not (--set), as key=value; its own seed, folder and data path do not count."""
+    wanted = config_to_dict(planned)
+    return [
+        f"{section}.{key}={value}"
+        for section, fields in config_to_dict(config).items()
+        for key, value in fields.items()
+        if section != "run" and (section, key) != ("data", "path") and wanted[section][key] != value
+    ]
 
 
 def _protocol_metrics(folder: Path) -> dict[str, float]:

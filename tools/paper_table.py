@@ -24,12 +24,26 @@ def print_table(experiment: Experiment, results: Results) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in _changes(results):
+        print(line)
     if any(results["runs"].values()):
         print(
             f"ours: {results['hardware']}, torch {results['torch']}, commit {results['commit']}, {results['collected']}"
         )
     else:
         print(f"nothing was run; python tools/paper.py run {experiment.name} --data DIR")
+
+
+def _changes(results: Results) -> list[str]:
+    """A line for every arm whose runs were not the experiment's: what was changed, and for which seeds."""
+    seeds: dict[tuple[str, str], list[str]] = {}
+    for arm, runs in results["runs"].items():
+        for seed, run in runs.items():
+            if run.get("changed"):
+                seeds.setdefault((arm, " ".join(run["changed"])), []).append(seed)
+    return [
+        f"NOT the experiment: {arm}, seed {', '.join(of)}: run with {changes}" for (arm, changes), of in seeds.items()
+    ]
 
 
 def _accuracy_rows(experiment: Experiment, results: Results) -> list[list[str]]:

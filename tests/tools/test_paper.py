@@ -318,6 +318,8 @@ def test_table_1s_first_row_by_one_command_on_a_stand_in(tmp_path: Path) -> None
     line = next(line for line in table.splitlines() if line.startswith("ResNet-20 unitization"))
     assert "92.21" in line and "1 of 5" in line
     assert "not run" in next(line for line in table.splitlines() if line.startswith("ResNet-164 BN"))
+    changed = "data.global_batch_size=16 data.val_batch_size=16 train.epochs=1"
+    assert f"NOT the experiment: resnet20_bn, seed 0: run with {changed}" in table
 
 
 def test_mnist_subset_keeps_the_first_images(tmp_path: Path, tools: None) -> None:
