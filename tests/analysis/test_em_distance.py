@@ -55,6 +55,14 @@ def net(shift: float, scale: float = 1.0) -> nn.Module:
     return model
 
 
+def wide_net(shift: float) -> nn.Module:
+    """`net` with 4 units in the second layer."""
+    model = net(shift)
+    torch.manual_seed(0)
+    model[3] = nn.Linear(2, 4)  # type: ignore[operator]
+    return model
+
+
 def images(n: int = 64) -> Tensor:
     return torch.randn(n, 2, 5, 5, generator=torch.Generator().manual_seed(5))
 
@@ -105,6 +113,30 @@ def test_critics_trained_together_equal_critics_trained_alone() -> None:
     for name in ("0", "3"):
         alone = estimate_em_distances(net(0.0), net(0.5), [name], train=loader, test=loader, settings=FAST)
         assert alone[name] == together[name]
+
+
+def test_layers_may_be_named_in_any_order_and_twice() -> None:
+    """They run in the order "0", "3", and their critics differ in shape."""
+    loader = InMemory(images(), 16)
+    model, moved = wide_net(0.0), wide_net(0.5)
+    forth = estimate_em_distances(model, moved, ["0", "3"], train=loader, test=loader, settings=FAST)
+    back = estimate_em_distances(model, moved, ["3", "0", "3"], train=loader, test=loader, settings=FAST)
+    assert list(back) == ["3", "0"]
+    assert back == forth
+
+
+def test_a_layer_that_does_not_run_is_refused() -> None:
+    old, new, loader = net(0.0), net(1.0), InMemory(images(), 16)
+    for model in (old, new):
+        model.spare = nn.Identity()
+        model.forward = model[0].forward  # type: ignore[method-assign,index]
+    with pytest.raises(ConfigError, match="spare did not run"):
+        estimate_em_distances(old, new, ["0", "spare"], train=loader, test=loader, settings=FAST)
+
+
+def test_critics_that_would_not_train_are_refused() -> None:
+    with pytest.raises(ConfigError, match="steps >= 1"):
+        CriticSettings(steps=0)
 
 
 def test_estimate_leaves_models_and_global_generator_alone() -> None:

@@ -33,6 +33,12 @@ class CriticSettings:
     seed: int = 0
     """Seed of the initial weights, the same for every estimate."""
 
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.lr <= 0 or self.clip <= 0:
+            raise ConfigError(
+                f"EM distance: the critics need steps >= 1, lr > 0 and clip > 0, got {self.steps}, {self.lr} and {self.clip}"
+            )
+
 
 class Critic(nn.Sequential):
     """f_w: four 3x3 convolutions of 64, 64, 128, 128 maps with strides 2, 1, 2, 1, ReLU, then linear and sigmoid.
@@ -68,7 +74,7 @@ def as_map(x: Tensor) -> Tensor:
 
 
 def build_critics(outputs: dict[str, Tensor], seed: int) -> nn.ModuleList:
-    """One critic per captured layer; layers of one shape start from the same weights, at every estimate."""
+    """One critic per output, in their order; layers of one shape start from the same weights, at every estimate."""
     critics = []
     for output in outputs.values():
         map_nchw = as_map(output)
@@ -132,7 +138,11 @@ def _train_critics(
 ) -> nn.ModuleList:
     batches = _endless(train)
     first = next(batches)
-    critics = build_critics(pair.outputs(first)[0], settings.seed)
+    outputs = pair.outputs(first)[0]
+    silent = [name for name in pair.layer_names if name not in outputs]
+    if silent:
+        raise ConfigError(f"EM distance: {', '.join(silent)} did not run in the forward pass; name a layer that does")
+    critics = build_critics({name: outputs[name] for name in pair.layer_names}, settings.seed)
     parameters = list(critics.parameters())
     optimizer = torch.optim.RMSprop(parameters, lr=settings.lr)
     batch = first
@@ -188,8 +198,8 @@ def estimate_em_distances(
     `test`. Deterministic by `settings.seed` and the loaders; the global generator is untouched. Under
     several ranks (equal per-rank batches) critics and estimates are those of the joint batches.
 
-    Raises ConfigError on unknown layer names, different architectures or an empty loader, and TrainingError
-    where a layer's outputs are not finite.
+    Raises ConfigError on unknown layer names, a layer that does not run, different architectures or an empty loader, and
+    TrainingError where a layer's outputs are not finite.
     """
     settings = CriticSettings() if settings is None else settings
     check_same_architecture(old, new)
@@ -198,6 +208,7 @@ def estimate_em_distances(
             f"EM distance: {train.num_samples} training and {test.num_samples} test images are too few: it needs one full "
             f"training batch ({train.per_rank_batch_size} per rank) and at least 2 test images"
         )
+    layer_names = list(dict.fromkeys(layer_names))
     pair = _Pair(old, new, layer_names)
     with evaluation_mode(old), evaluation_mode(new):
         critics = _train_critics(pair, train, settings, group)
