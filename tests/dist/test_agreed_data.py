@@ -134,9 +134,7 @@ def test_without_a_failure_all_batches_are_used(ranks: Any) -> None:
 
 
 def test_broken_images_are_counted_over_all_ranks_and_once_each(ranks: Any) -> None:
-    message = (
-        "3 unreadable images, more than the 2 that data.max_broken_share allows, first a (empty file)"
-    )
+    message = "3 unreadable images, more than the 2 that data.max_broken_share allows, first a (empty file)"
     for seen in ranks:
         assert seen["different"] == {"steps": 3, "error": message, "speaker": 0}
         assert seen["same"] == {"steps": STEPS, "error": "", "speaker": None}

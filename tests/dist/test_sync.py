@@ -165,6 +165,24 @@ def check_one_node(rank: int, seen: dict[str, Any]) -> None:
     seen["events"] = events
 
 
+def check_ddp(rank: int, seen: dict[str, Any]) -> None:
+    """A synchronized net in DDP, eager and compiled as `train.compile` does it: the network first, DDP around it."""
+    share = slice(sum(SHARES[4][:rank]), sum(SHARES[4][: rank + 1]))
+    x, _ = inputs_of("image")
+    for name in ("ddp", "ddp compiled"):
+        torch.manual_seed(0)
+        norm = make_layer("image", None, sync=True)
+        norm.set_norm_divisor(12)
+        net = nn.Sequential(norm, nn.Conv2d(CHANNELS, 3, 3, padding=1, dtype=torch.float64))
+        if name == "ddp compiled":
+            net.compile(fullgraph=True, backend="aot_eager")
+        wrapped = nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
+        with CollectiveCounter() as collectives:
+            wrapped(x[share]).square().sum().backward()
+        seen[name] = [*(parameter.grad for parameter in net.parameters()), norm.running_mean.clone()]
+        seen[f"{name} collectives"] = list(collectives)
+
+
 def check_groups(rank: int, seen: dict[str, Any]) -> None:
     pair = new_sync_group(2)
     seen["pair"] = dist.get_process_group_ranks(pair)
@@ -176,6 +194,13 @@ def check_groups(rank: int, seen: dict[str, Any]) -> None:
     x = random(2, CHANNELS, 2, 2, seed=rank).float() + 100
     layer = Unitization2d(CHANNELS, process_group=pair)
     layer(x)
+    lost = Unitization2d(CHANNELS, norm_divisor=4)
+    lost.group_name = "nowhere"
+    for name, form in (("eager", lost), ("compiled", torch.compile(lost, fullgraph=True, backend="aot_eager"))):
+        try:
+            form(x)
+        except ConfigError as error:
+            seen[f"lost {name}"] = str(error)
     seen["pair statistics"] = (layer.running_mean, layer.running_var, x)
 
 
@@ -187,6 +212,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     check_shares(rank, groups, seen)
     check_other_settings(groups, seen)
     check_one_node(rank, seen)
+    check_ddp(rank, seen)
     check_groups(rank, seen)
     torch.save(seen, Path(folder) / f"{rank}.pt")
     dist.barrier()
@@ -267,6 +293,12 @@ def test_a_group_size_that_does_not_divide_the_job_is_refused(ranks: Any) -> Non
     assert all("3 ranks: must be >= 1 and divide the 4 ranks" in seen["uneven"] for seen in ranks)
 
 
+def test_a_group_that_does_not_exist_is_named_by_the_error_compiled_or_not(ranks: Any) -> None:
+    for seen in ranks:
+        for name in ("lost eager", "lost compiled"):
+            assert "process group 'nowhere' does not exist in this process: create it before the model" in seen[name]
+
+
 def test_groups_have_their_own_statistics_in_float32_at_a_mean_of_100(ranks: Any) -> None:
     for pair in (ranks[:2], ranks[2:]):
         x = torch.cat([seen["pair statistics"][2] for seen in pair]).double()
@@ -281,6 +313,15 @@ def test_one_node_and_compiled_graphs_equal_the_separate_form_with_synchronizati
         for have, want in zip(seen[form], seen["separate"], strict=True):
             torch.testing.assert_close(have, want, rtol=0, atol=1e-10)
         assert seen[f"{form} collectives"] == seen["separate collectives"]
+
+
+def test_a_compiled_net_in_ddp_has_the_gradients_and_the_collectives_of_the_eager_one(ranks: Any) -> None:
+    for seen in ranks:
+        for have, want, everywhere in zip(seen["ddp compiled"], seen["ddp"], ranks[0]["ddp"], strict=True):
+            torch.testing.assert_close(have, want, rtol=0, atol=1e-10)
+            assert torch.equal(want, everywhere)
+        assert seen["ddp compiled collectives"] == seen["ddp collectives"]
+        assert ("all_reduce", 2 * CHANNELS + 1) in seen["ddp collectives"]
 
 
 def test_the_backward_message_travels_while_the_weight_gradient_is_computed(ranks: Any) -> None:

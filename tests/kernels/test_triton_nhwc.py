@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,22 @@ def test_every_kernel_compiles_for_sm_90_with_vectorized_loads(tmp_path: Path) -
             word in name for word in ("merge_moments", "FROM_PACKED': True", "BATCH_STATISTICS': True", "update")
         )
         assert seen["fp64"] == wants_fp64, name
+
+
+def test_a_gradient_in_the_other_memory_format_is_copied_and_said_once_an_expanded_one_is_not_said() -> None:
+    from unitdist.kernels import triton_nhwc
+
+    x = torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    triton_nhwc._say_copied.cache_clear()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for given in (torch.randn_like(x), torch.randn(2, 3, 1, 1).expand(2, 3, 4, 5), torch.randn(2, 3, 4, 5).half()):
+            have = triton_nhwc._like(given, x)
+            assert have.is_contiguous(memory_format=torch.channels_last) and have.dtype == x.dtype
+            assert torch.equal(have, given.to(x.dtype))
+        assert len(seen) == 1 and "is contiguous and is copied at every step" in str(seen[0].message)
+        triton_nhwc._like(torch.randn(2, 3, 4, 5), x)
+    assert len(seen) == 1
 
 
 @pytest.mark.gpu

@@ -7,7 +7,9 @@ read back to the host and no shape depends on data, so that a step can be captur
 specified in `unitdist.kernels.passes`.
 """
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -184,9 +186,25 @@ def _pixel_blocks(plan: _Plan) -> tuple[int, int]:
 
 
 def _like(tensor: Tensor, x: Tensor) -> Tensor:
+    """`tensor` in x's type and memory format. A dense tensor of the other format costs a copy, which is said once.
+
+    An expanded tensor (the gradient of a mean) has to be written out anyway.
+    """
     if tensor.dtype != x.dtype:
         tensor = tensor.to(x.dtype)
-    return tensor.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
+    memory_format = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    if tensor.is_contiguous() and not tensor.is_contiguous(memory_format=memory_format):
+        _say_copied()
+    return tensor.contiguous(memory_format=memory_format)
+
+
+@cache
+def _say_copied() -> None:
+    warnings.warn(
+        "the gradient or residual that meets a channels_last Unitization is contiguous and is copied at every step; keep the "
+        "modules around it channels_last too (model.to(memory_format=torch.channels_last))",
+        stacklevel=3,
+    )
 
 
 def _on_device(x: Tensor) -> AbstractContextManager[Any]:
