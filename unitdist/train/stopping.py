@@ -8,6 +8,7 @@ for repeats of the first: schedulers and launchers send one request two or three
 
 import os
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -39,7 +40,7 @@ class StopRequest:
     """
 
     def __init__(self, world: World) -> None:
-        self._name, self._noted = "", 0.0
+        self._name = ""
         self._failure: UnitdistError | None = None
         self._replacing: Loader | None = None
         self._counted = 0
@@ -48,13 +49,14 @@ class StopRequest:
         self._agreed = torch.zeros(3, dtype=torch.int64)
         self._pending: dist.Work | None = None
         self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        # Python calls handlers between two of its own instructions: not while the main thread waits in a collective.
+        reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._previous_wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        threading.Thread(target=_leave_on_second, args=(reading,), name="signals", daemon=True).start()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._name and now - self._noted > REPEAT_S:
-            os._exit(128 + number)
-        if not self._name:
-            self._name, self._noted = signal.Signals(number).name, now
+        self._name = self._name or signal.Signals(number).name
 
     def fail(self, error: UnitdistError) -> None:
         """This rank cannot go on after the steps for which it holds its batches. All ranks raise the error: alone at the
@@ -122,3 +124,19 @@ class StopRequest:
     def close(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_wakeup)
+        os.close(self._writing)
+
+
+def _leave_on_second(reading: int) -> None:
+    """A thread: reads the numbers of the signals that come, ends the process at a second request, itself when the pipe is closed."""
+    first: float | None = None
+    while numbers := os.read(reading, 64):
+        for number in numbers:
+            if number not in STOP_SIGNALS:
+                continue
+            now = time.monotonic()
+            if first is not None and now - first > REPEAT_S:
+                os._exit(128 + number)
+            first = now if first is None else first
+    os.close(reading)
