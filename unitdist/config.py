@@ -439,14 +439,36 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HealthConfig:
-    """How a run that goes wrong is noticed."""
+    """How a run that goes wrong is noticed: stuck ranks, numbers that are not finite, losses that jump, weights that differ."""
 
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """A loss or gradient that is not finite: end the run, leave out the update, or go back to the last checkpoint's weights."""
+    every_step: bool = True
+    """Judge each step before its update (reads two numbers from the device); false: at log steps only, as always with deepspeed and cuda_graph."""
+    max_in_a_row: int = 3
+    """skip: steps in a row; rollback: returns to one checkpoint; more end the run, >= 1."""
+    spike_factor: float | None = None
+    """Warn when a log window's loss is more than this many times the median of the 20 before, > 1 (null: never)."""
+    checksum_every_steps: int | None = None
+    """Compare all ranks' parameters after every so many steps, >= 1 (null: never); a difference ends the run."""
     stuck_after_s: float | None = 300
     """A rank without progress for so many seconds ends the job, named and with all stacks in the logs, > 0 (null: never)."""
     stuck_after_first_s: float = 900
     """The same for whatever is done for the first time (start, compilation, first validation), >= health.stuck_after_s."""
 
     def __post_init__(self) -> None:
+        _require(self.max_in_a_row >= 1, "health.max_in_a_row", ">= 1", self.max_in_a_row)
+        _require(
+            self.spike_factor is None or self.spike_factor > 1, "health.spike_factor", "> 1 or null", self.spike_factor
+        )
+        _require(
+            self.checksum_every_steps is None or self.checksum_every_steps >= 1,
+            "health.checksum_every_steps",
+            ">= 1 or null",
+            self.checksum_every_steps,
+        )
+        if not self.every_step and self.on_nonfinite != "stop":
+            raise ConfigError(f"health.on_nonfinite: {self.on_nonfinite} needs health.every_step: true")
         if self.stuck_after_s is None:
             return
         _require(self.stuck_after_s > 0, "health.stuck_after_s", "> 0 or null", self.stuck_after_s)
@@ -543,6 +565,11 @@ class Config:
         if last_stage > self.train.epochs:
             raise ConfigError(
                 f"data.progressive_resizing: epoch {last_stage} is after the last, train.epochs: {self.train.epochs}"
+            )
+        if self.train.cuda_graph and self.health.on_nonfinite != "stop":
+            raise ConfigError(
+                f"health.on_nonfinite: {self.health.on_nonfinite} decides on the host between backward and update, which "
+                "train.cuda_graph: true records as one; use stop (at log steps), or train.cuda_graph=false"
             )
         if self.train.cuda_graph and self.optim.name not in ("sgd", "adamw"):
             raise ConfigError(

@@ -28,13 +28,15 @@ from unitdist.train.retention import step_files
 CONFIG = ROOT / "tests" / "dist" / "small.yaml"
 
 
+SYNTHETIC = [
+    "data.dataset=synthetic", "data.loader=synthetic", "data.synthetic_samples=64", "data.synthetic_classes=16",
+    "data.augmentation=none", "data.global_batch_size=8", "data.image_size_px=16", "run.name=a",
+]  # fmt: skip
+"""8 steps of 8 an epoch, 2 epochs; about 2.3 MB a checkpoint."""
+
+
 def config(folder: Path, *overrides: str) -> Config:
-    """Synthetic images, 8 steps of 8 an epoch, 2 epochs; about 2.3 MB a checkpoint."""
-    synthetic = [
-        "data.dataset=synthetic", "data.loader=synthetic", "data.synthetic_samples=64", "data.synthetic_classes=16",
-        "data.augmentation=none", "data.global_batch_size=8", "data.image_size_px=16", "run.name=a", f"run.folder={folder}",
-    ]  # fmt: skip
-    return load_config(CONFIG, [*synthetic, *overrides])
+    return load_config(CONFIG, [*SYNTHETIC, f"run.folder={folder}", *overrides])
 
 
 @pytest.fixture

@@ -31,6 +31,13 @@ def check_supported(config: Config) -> None:
         raise ConfigError(
             "train.ema_decay: not with train.zero_stage: 3, whose weights lie in shards; use stage 2 or less"
         )
+    if config.health.on_nonfinite != "stop":
+        raise ConfigError(
+            f"health.on_nonfinite: {config.health.on_nonfinite} is not for train.engine: deepspeed, which updates inside its own "
+            "backward; use stop (at log steps), or train.engine=ddp"
+        )
+    if train.zero_stage == 3 and config.health.checksum_every_steps is not None:
+        raise ConfigError("health.checksum_every_steps: not with train.zero_stage: 3, whose weights no two ranks share")
     if train.compile:
         raise ConfigError("train.compile: not with train.engine: deepspeed; use train.engine=ddp")
 

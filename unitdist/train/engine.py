@@ -148,29 +148,44 @@ def prepare(engine: Engine, module: nn.Module, optimizer: torch.optim.Optimizer)
                 raise TrainingError(f"{engine.world.size} processes, but the network is not wrapped in DDP")
 
 
-def backward_and_step(engine: Engine, loss: Tensor, *, clip_norm: float | None) -> None:
-    """Backward of one micro-batch, inside `accumulating`; on the last one of a step, clip and update.
+def backward(engine: Engine, loss: Tensor) -> None:
+    """Backward of one micro-batch, inside `accumulating`. `loss` is the mean over this rank's micro-batch.
 
-    `loss` is the mean over this rank's micro-batch. DeepSpeed clips and steps inside its own backward.
+    DeepSpeed clips and updates inside its own backward of a step's last micro-batch.
     """
+    engine.accelerator.backward(loss if engine.scaler is None else engine.scaler.scale(loss))
+
+
+def update(engine: Engine, *, clip_norm: float | None) -> None:
+    """After the last micro-batch of a step: clip and update. Under DeepSpeed that is done already."""
     assert engine.optimizer is not None
     if engine.uses_deepspeed:
-        engine.accelerator.backward(loss)
-        return
-    engine.accelerator.backward(loss if engine.scaler is None else engine.scaler.scale(loss))
-    if not engine.accelerator.sync_gradients:
         return
     if engine.scaler is not None:
         engine.scaler.unscale_(engine.optimizer)
     if clip_norm is not None:
-        parameters = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+        torch.nn.utils.clip_grad_norm_(_parameters(engine), clip_norm)
     if engine.scaler is None:
         engine.optimizer.step()
     else:
         engine.scaler.step(engine.optimizer)
         engine.scaler.update()
     engine.optimizer.zero_grad(set_to_none=True)
+
+
+def gradient_norm(engine: Engine) -> Tensor:
+    """l2 norm of the whole gradient, reduced over ranks: a scalar on the device, inf or nan where any element is."""
+    return torch.nn.utils.get_total_norm([value.grad for value in _parameters(engine) if value.grad is not None])
+
+
+def drop_gradients(engine: Engine) -> None:
+    assert engine.optimizer is not None
+    engine.optimizer.zero_grad(set_to_none=True)
+
+
+def _parameters(engine: Engine) -> list[nn.Parameter]:
+    assert engine.optimizer is not None
+    return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
 
 
 @contextlib.contextmanager
@@ -221,6 +236,7 @@ def load_optimizer_state(engine: Engine, saved: dict[str, object]) -> None:
     if engine.uses_deepspeed and engine.config.zero_stage > 0:
         deepspeed_engine.restore_optimizer_state(engine, names, state)
         return
+    engine.optimizer.state.clear()
     recorded = engine.config.cuda_graph  # then AdamW counts its steps on the device, else on the host
     for name, values in state.items():
         parameter = names[name]

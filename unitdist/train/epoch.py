@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from unitdist.data.batch import Batch
 from unitdist.errors import TrainingError
 from unitdist.train import engine as engines
+from unitdist.train.agreement import warn
 from unitdist.train.batches_ahead import BatchesAhead
+from unitdist.train.health import Watch, check_same_parameters
 from unitdist.train.metrics import Stopwatch
+from unitdist.train.nonfinite_batch import prepare
 from unitdist.train.progress import eta
 from unitdist.train.saving import save
 from unitdist.train.state import Run, learning_rate_of_step
 from unitdist.train.step_graph import CudaRecorder, StepGraph
-from unitdist.train.timm_training import mix
 
 
-def train_epoch(run: Run) -> dict[str, float]:
+def train_epoch(run: Run, watcher: Watch) -> dict[str, float]:
     """The rest of the current epoch, or up to `train.max_steps`; returns its timing."""
     config, state, engine = run.config, run.state, run.engine
     watch = Stopwatch()
@@ -44,18 +46,17 @@ def train_epoch(run: Run) -> dict[str, float]:
         engines.set_learning_rate(engine, learning_rate_of_step(run, state.step))
         torch.manual_seed(step_seed(config.run.seed, state.step, engine.world.rank))
         run.watchdog.enter("training", state.step)
-        for micro_step, batch in enumerate(batches.take()):
-            train_on(run, batch, micro_step)
+        take_step(run, watcher, batches.take())
         state.step += 1
         state.samples += config.data.global_batch_size
         watch.images += config.data.global_batch_size
-        if run.step_graph is None:
-            average_weights(run)
         epoch_ends = state.samples // config.data.global_batch_size == run.steps_per_epoch
         if run.progress:
             run.progress.step()
         if state.step % config.train.log_every_steps == 0 or epoch_ends or state.step == run.total_steps:
-            log_window(run, watch)
+            log_window(run, watch, watcher)
+        if config.health.checksum_every_steps and state.step % config.health.checksum_every_steps == 0:
+            check_same_parameters(run)
         if config.checkpoint.every_steps and state.step % config.checkpoint.every_steps == 0 and not epoch_ends:
             save(run)
         run.writer.poll()
@@ -71,22 +72,31 @@ def train_epoch(run: Run) -> dict[str, float]:
     return watch.timing()
 
 
-def train_on(run: Run, batch: Batch, micro_step: int) -> None:
-    """Forward, backward and, on the last micro-batch of a step, the update."""
-    engine, config = run.engine, run.config
-    images = batch.images.to(engine.device, non_blocking=True)
-    labels = batch.labels.to(engine.device, non_blocking=True)
-    targets = labels
-    if run.mixup is not None:
-        seed = (config.run.seed, run.state.step, micro_step, engine.world.rank)
-        images, targets = mix(run.mixup, images, labels, seed=seed)
+def take_step(run: Run, watcher: Watch, batches: list[Batch]) -> None:
+    """Forward and backward of a step's micro-batches, and its update, unless `watcher` has it left out."""
     if run.step_graph is not None:
-        run.step_graph.run(images, labels, targets)
-    else:
-        compute(run, images, labels, targets)
+        for micro_step, batch in enumerate(batches):
+            run.step_graph.run(*prepare(run, batch, micro_step))
+        return
+    judged = run.config.health.every_step and not run.engine.uses_deepspeed
+    if judged:
+        watcher.before.keep()
+    losses = [train_on(run, batch, micro_step) for micro_step, batch in enumerate(batches)]
+    found = watcher.judge(run.engine, losses) if judged else None
+    if found is not None:
+        watcher.handle(run, batches, found)
+        return
+    engines.update(run.engine, clip_norm=run.config.optim.clip_norm)
+    average_weights(run)
+    watcher.sound()
 
 
-def compute(run: Run, images: Tensor, labels: Tensor, targets: Tensor) -> None:
+def train_on(run: Run, batch: Batch, micro_step: int) -> Tensor:
+    """Forward and backward of one micro-batch; its mean loss on the device."""
+    return compute(run, *prepare(run, batch, micro_step))
+
+
+def compute(run: Run, images: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """The device's part of `train_on`: nothing is read back to the host.
 
     images: (N, C, H, W). labels: hard labels (N,), for the metrics. targets: labels or soft labels (N, classes).
@@ -98,13 +108,15 @@ def compute(run: Run, images: Tensor, labels: Tensor, targets: Tensor) -> None:
             logits = engine.model(images)
         smoothing = 0.0 if run.mixup is not None else config.train.label_smoothing
         loss = nn.functional.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        engines.backward_and_step(engine, loss, clip_norm=config.optim.clip_norm)
+        engines.backward(engine, loss)
     run.sums.add(loss, logits, labels)
+    return loss.detach()
 
 
 def compute_whole_step(run: Run, images: Tensor, labels: Tensor, targets: Tensor) -> None:
-    """What a recorded step consists of: `compute` and the averaging of the weights."""
+    """What a recorded step consists of: `compute`, the update and the averaging of the weights."""
     compute(run, images, labels, targets)
+    engines.update(run.engine, clip_norm=run.config.optim.clip_norm)
     average_weights(run)
 
 
@@ -119,10 +131,13 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step * 8191 + rank) % 2**63
 
 
-def log_window(run: Run, watch: Stopwatch) -> None:
-    """Read the sums since the last log line: the only synchronization with the device between saves."""
+def log_window(run: Run, watch: Stopwatch, watcher: Watch) -> None:
+    """Read the sums since the last log line from the device, and tell them."""
     state, config = run.state, run.config
-    loss, top1 = run.sums.fold(run.engine.sum_over_ranks(run.sums.window.clone()))
+    means = run.sums.fold(run.engine.sum_over_ranks(run.sums.window.clone()))
+    if means is None:  # every step of the window was left out
+        return
+    loss, top1 = means
     if not math.isfinite(loss):
         error = TrainingError(
             f"the loss is {loss} at step {state.step} (epoch {state.epoch + 1}, lr {learning_rate_of_step(run, state.step - 1):g}); "
@@ -130,8 +145,11 @@ def log_window(run: Run, watch: Stopwatch) -> None:
         )
         error.speaker = 0  # the sum is over all ranks, so all of them know
         raise error
+    usual = watcher.spikes.note(loss)
     if run.record is None or run.progress is None or run.board is None:
         return
+    if usual is not None:
+        warn(run.engine.world, f"loss spike: {loss:.4g} at step {state.step}, median of the windows before {usual:.4g}")
     timing = watch.timing()
     rate = watch.images / config.data.global_batch_size / watch.seconds
     values = {

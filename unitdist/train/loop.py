@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from unitdist.config import Config
+from unitdist.errors import TrainingError
 from unitdist.train import engine as engines
 from unitdist.train.agreement import from_rank_zero, lost_contact, warn
 from unitdist.train.batch_split import split_batch
 from unitdist.train.build_run import build_run
 from unitdist.train.epoch import train_epoch
+from unitdist.train.health import Watch
 from unitdist.train.run_folder import write_status
 from unitdist.train.saving import save, wait_for_saves
 from unitdist.train.state import Run, learning_rate_of_step
@@ -76,8 +78,10 @@ def run_epochs(run: Run) -> None:
     """Train, validate and save. Raises Stopped when a rank was asked to stop."""
     if run.state.step >= run.total_steps and run.progress:
         run.progress.say(f"already finished: step {run.state.step} of {run.total_steps}; raise train.epochs to go on")
+    assert run.engine.module is not None
+    watcher = Watch(run.config.health, run.engine.module, run.sums)
     while run.state.step < run.total_steps:
-        timing = train_epoch(run)
+        timing = train_epoch(run, watcher)
         if run.state.samples:  # train.max_steps ended the run within an epoch
             save(run)
         else:
@@ -152,6 +156,8 @@ def validate_epoch(run: Run, record: dict[str, Any]) -> bool:
 
 def train_means(run: Run) -> dict[str, float]:
     loss_sum, correct, count = run.sums.epoch
+    if count == 0:
+        raise TrainingError(f"every step of epoch {run.state.epoch} was left out (health.on_nonfinite)")
     return {"train_loss": loss_sum / count, "train_top1": 100 * correct / count}
 
 

@@ -34,12 +34,15 @@ class TrainSums:
         self.window[1] += correct
         self.window[2] += count
 
-    def fold(self, window_total: Tensor) -> tuple[float, float]:
-        """Add a window summed over ranks to the epoch and start the next; (mean loss, top-1 in percent) of the window."""
+    def fold(self, window_total: Tensor) -> tuple[float, float] | None:
+        """Add a window summed over ranks to the epoch and start the next; (mean loss, top-1 in percent) of the window.
+
+        None for a window without an image.
+        """
         loss_sum, correct, count = window_total.tolist()
         self.epoch = [self.epoch[0] + loss_sum, self.epoch[1] + correct, self.epoch[2] + count]
         self.window.zero_()
-        return loss_sum / count, 100 * correct / count
+        return (loss_sum / count, 100 * correct / count) if count else None
 
     def start_epoch(self) -> None:
         self.window.zero_()

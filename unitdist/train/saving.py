@@ -148,15 +148,7 @@ def _writing(run: Run, checkpoint: dict[str, Any], *, stalled_s: float) -> Calla
 def load(run: Run, checkpoint: dict[str, Any]) -> None:
     """Continue where the checkpoint was taken. The network's weights were loaded before the engine wrapped it."""
     engine = run.engine
-    engines.load_optimizer_state(engine, checkpoint["optimizer"])
-    if engine.scaler is not None and checkpoint["scaler"] is not None:
-        engine.scaler.load_state_dict(checkpoint["scaler"])
-    if run.average is not None:
-        if checkpoint["model_ema"] is None:
-            raise CheckpointError(
-                "train.ema_decay is set, but the checkpoint holds no averaged weights; resume without it"
-            )
-        run.average.load(checkpoint["model_ema"])
+    restore(run, checkpoint)
     if run.monitor is not None and checkpoint["monitor"] is not None:
         run.monitor.load_state(checkpoint["monitor"])
     run.state = TrainState(
@@ -168,3 +160,17 @@ def load(run: Run, checkpoint: dict[str, Any]) -> None:
         run.sums.window.copy_(windows[engine.world.rank])
     elif engine.world.is_main:
         run.sums.window.copy_(windows.sum(0))
+
+
+def restore(run: Run, checkpoint: dict[str, Any]) -> None:
+    """Optimizer, loss scaler and averaged weights of the checkpoint; the network's weights are the caller's."""
+    engine = run.engine
+    engines.load_optimizer_state(engine, checkpoint["optimizer"])
+    if engine.scaler is not None and checkpoint["scaler"] is not None:
+        engine.scaler.load_state_dict(checkpoint["scaler"])
+    if run.average is not None:
+        if checkpoint["model_ema"] is None:
+            raise CheckpointError(
+                "train.ema_decay is set, but the checkpoint holds no averaged weights; resume without it"
+            )
+        run.average.load(checkpoint["model_ema"])
