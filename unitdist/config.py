@@ -444,7 +444,7 @@ class HealthConfig:
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     """A loss or gradient that is not finite: end the run, leave out the update, or go back to the last checkpoint's weights."""
     every_step: bool = True
-    """Judge each step before its update (reads two numbers from the device); false: at log steps only, as always with deepspeed and cuda_graph."""
+    """Judge each step before its update (reads two numbers from the device); false, deepspeed, cuda_graph: at log steps only."""
     max_in_a_row: int = 3
     """skip: steps in a row; rollback: returns to one checkpoint; more end the run, >= 1."""
     spike_factor: float | None = None
