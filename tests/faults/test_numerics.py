@@ -169,7 +169,12 @@ def test_poisoned_statistics_are_never_saved(tmp_path: Path, monkeypatch: pytest
 def test_two_ranks_skip_the_step_together_and_a_flipped_bit_is_found(tmp_path: Path) -> None:
     """One job: rank 1's batch of step 3 is spoilt, a bit of one of its weights flips after step 5."""
     worker = ROOT / "tests" / "faults" / "spoiled_training.py"
-    changes = ["health.on_nonfinite=skip", "health.checksum_every_steps=2", "checkpoint.every_steps=4"]
+    changes = [
+        "health.on_nonfinite=skip",
+        "health.checksum_every_steps=2",
+        "checkpoint.every_steps=4",
+        "model.sync_group=none",
+    ]
     done = launch(
         [*torchrun(2), str(worker), str(CONFIG), *SYNTHETIC, f"run.folder={tmp_path}", *changes], timeout_s=290
     )
@@ -182,7 +187,7 @@ def test_two_ranks_skip_the_step_together_and_a_flipped_bit_is_found(tmp_path: P
         "warning: the loss is nan on rank 1 at step 3 " in said[0] and "its update is skipped (1 in a row)" in said[0]
     )
     assert (
-        "error: after step 6 the 2 ranks differ, and no majority says which is right, in the parameters, first in fc.weight"
+        "error: after step 6 the 2 ranks differ, and no majority says which is right, in the parameters, first in stem"
         in said[1]
     )
     run = tmp_path / "a"
