@@ -254,6 +254,8 @@ def open_records(run: Run, differences: list[str], resources: ExitStack) -> None
         f"{config.model.num_classes} classes{f' ({ignored:,} other files ignored)' if ignored else ''}; "
         f"{config.train.epochs} epochs x {run.steps_per_epoch} steps, {run.total_steps} steps to run"
     )
+    if not state.step and config.model.init_from is not None:
+        run.progress.say(f"started from the weights in {config.model.init_from}")
     if state.step:
         changes = "".join(f"; {difference}" for difference in differences)
         run.progress.say(
