@@ -146,23 +146,21 @@ def print_table(content: dict[str, Any]) -> None:
     """Standard deviation over the epochs, its median over the units, and of that the median and range over the seeds."""
     last = content["milestones_epochs"][-1]
     done = len(content["lr"])
+    first_epochs = [1, last] if done > last else [1]
     print(
         f"{done} of {content['epochs']} epochs; {content['hardware']}, torch {content['torch']}, commit {content['commit']}"
     )
     print("standard deviation over the epochs: median over units; of that the median over seeds (lowest..highest)")
-    rows = [
-        [
-            "treatment",
-            "measured by",
-            *(f"{moment}, epochs {span}" for moment in KEPT for span in (f"1-{done}", f"{last}-{done}")),
-        ]
-    ]
+    spans = [f"{moment}, epochs {first}-{done}" for moment in KEPT for first in first_epochs]
+    rows = [["treatment", "measured by", *spans]]
     for name in TREATMENTS:
         for measured_by, moments in content["moments"].items():
-            cells = [_cell(moments[moment], content["nets"], name, first) for moment in KEPT for first in (1, last)]
+            cells = [_cell(moments[moment], content["nets"], name, first) for moment in KEPT for first in first_epochs]
             rows.append([name, measured_by, *cells])
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, (10, 12, 26, 26, 26, 26), strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, (10, 12, *[26] * len(spans)), strict=True)).rstrip()
+        )
     for name in TREATMENTS:
         mine = [i for i, net in enumerate(content["nets"]) if net.split()[0] == name]
         low, high = min(content["alpha_min"][-1][i] for i in mine), max(content["alpha_max"][-1][i] for i in mine)
