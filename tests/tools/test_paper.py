@@ -216,6 +216,30 @@ def test_runs_do_not_outlive_paper_py(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tools")
+def test_two_gpus_take_a_run_each_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for the runs: each notes its GPU and leaves only when another one runs beside it."""
+    import paper_run
+
+    child = """
+import os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+(folder / f"{sys.argv[2]}.gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+while len(list(folder.glob("*.gpu"))) < 2:
+    time.sleep(0.02)
+"""
+    experiment = experiments().EXPERIMENTS["table1"]
+    plans = paper_run.plan_runs(experiment, experiment.arms[:2], [0], tmp_path, str(tmp_path), [])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        paper_run, "command", lambda _, plan: [sys.executable, "-c", child, str(tmp_path), plan.arm.name]
+    )
+    assert paper_run.run_all(experiment, plans, jobs=None) == 0
+    assert sorted(path.read_text() for path in tmp_path.glob("*.gpu")) == ["0", "1"]
+    with pytest.raises(ConfigError, match="3 runs at a time on 2 GPUs"):
+        paper_run.run_all(experiment, plans, jobs=3)
+
+
+@pytest.mark.usefixtures("tools")
 def test_stability_finds_the_arm_that_moves_more() -> None:
     from paper_stability import compare
 
