@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# A killed build of DeepSpeed's CPU extension leaves a lock on which later runs hang: keep ours apart from everybody's.
+# Before torch 2.15 a killed build of DeepSpeed's CPU extension leaves a lock on which later runs hang: keep ours apart from everybody's.
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
+# DeepSpeed's build calls `ninja` by name, and another version of it would build everything again.
+export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: demo test test-all check clean
 

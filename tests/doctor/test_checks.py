@@ -324,7 +324,23 @@ def test_locks_are_found_where_torch_keeps_its_extensions(monkeypatch: pytest.Mo
     (tmp_path / "deepspeed_shm_comm").mkdir()
     lock = tmp_path / "deepspeed_shm_comm" / "lock"
     lock.touch()
+    monkeypatch.setattr(probes, "locks_by_kernel", lambda: False)
     assert list(probes.extension_locks()) == [str(lock)]
+
+
+def test_a_file_that_torch_locks_through_the_kernel_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    (tmp_path / "lock").touch()
+    monkeypatch.setattr(probes, "locks_by_kernel", lambda: True)
+    assert probes.extension_locks() == {}
+
+
+def test_the_installed_torch_is_asked_how_it_locks() -> None:
+    from torch.utils import cpp_extension
+
+    assert probes.locks_by_kernel() == hasattr(cpp_extension, "FileLock")
 
 
 def test_data_folder(sample_data: Path, tmp_path: Path) -> None:

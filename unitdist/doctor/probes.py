@@ -10,6 +10,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from unitdist.doctor.software import DALI_WHEELS, Package, Torch
@@ -160,11 +161,23 @@ def compiler_facts() -> tuple[str | None, str, bool]:
 
 
 def extension_locks() -> dict[str, float]:
-    """Path -> age in seconds of the locks in torch's folder of compiled extensions."""
+    """Path -> age in seconds of the locks in torch's folder of compiled extensions on which a build would wait.
+
+    Empty where torch locks through the kernel (2.15 does), which frees the lock of a killed build; the file then stays and says nothing.
+    """
+    if locks_by_kernel():
+        return {}
     given = os.environ.get("TORCH_EXTENSIONS_DIR")
     folder = Path(given) if given else Path.home() / ".cache" / "torch_extensions"
     now = time.time()
     return {str(path): now - path.stat().st_mtime for path in folder.glob("**/lock")}
+
+
+def locks_by_kernel() -> bool:
+    """Whether the installed torch's extension builds hold an advisory lock instead of a file that merely exists."""
+    spec = find_spec("torch")  # not imported: this process stays light
+    assert spec is not None and spec.origin is not None
+    return "FileLock(" in (Path(spec.origin).parent / "utils" / "cpp_extension.py").read_text(encoding="utf-8")
 
 
 def write_error(folder: Path) -> str:
