@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,7 +66,8 @@ def test_stop_names_the_step_and_saves_a_batch_that_replays_it(tmp_path: Path, m
     assert all(torch.equal(value, kept["model"][name]) for name, value in weights(run).items()), (
         "the state before the step"
     )
-    report = replay(run / "nonfinite" / "step_00000005")
+    command = [sys.executable, "tools/replay_batch.py", str(run / "nonfinite" / "step_00000005")]
+    report = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=True).stdout
     assert "replayed:    loss nan; norm of the gradient nan" in report
     assert (
         "first module whose output is not finite: stem" in report and "the images themselves are not finite" in report
