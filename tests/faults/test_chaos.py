@@ -50,6 +50,14 @@ def test_lost_node_is_replaced_and_a_full_disk_survived(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
+def test_twenty_kills_are_twenty_restarts(tmp_path: Path) -> None:
+    """Fails where torchrun's restarts hang, as they do without TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1."""
+    text = chaos(tmp_path / "chaos", "--one-node", "--faults=20", "--kinds=kill_rank", timeout_s=7100)
+    assert text.count("; the summary names it\n") == 20 and "20 faults, 21 starts: " in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_twenty_faults(tmp_path: Path) -> None:
     chaos(tmp_path / "chaos", "--seed=0", "--faults=20", timeout_s=7100)
 

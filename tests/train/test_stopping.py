@@ -69,6 +69,33 @@ def test_a_run_stopped_in_validation_validates_again(
     assert_same_result(tmp_path / "stopped", tmp_path / "undisturbed")
 
 
+def test_a_signal_before_the_first_step_is_met_there_and_changes_nothing(
+    sample_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At step 0, and at the start of the second epoch, whose first one is validated already."""
+    shared = [f"data.path={sample_data}", f"run.folder={tmp_path}", "train.epochs=2", "data.global_batch_size=64"]
+    small = ROOT / "tests" / "dist" / "small.yaml"
+    train(load_config(small, [*shared, "run.name=undisturbed"]))
+    run = load_config(small, [*shared, "run.name=stopped"])
+    build_run = loop.build_run
+
+    def told_to_stop(*args: Any) -> Any:
+        built = build_run(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return built
+
+    for step in (0, 3):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "build_run", told_to_stop)
+            with pytest.raises(Stopped, match=rf"stopped at step {step} \(SIGTERM\)"):
+                train(run, resume="auto")
+        assert json.loads((tmp_path / "stopped" / "status.json").read_text())["state"] == "stopped"
+        if step == 0:
+            train(load_config(small, [*shared, "run.name=stopped", "train.max_steps=3"]), resume="auto")
+    train(run, resume="auto")
+    assert_same_result(tmp_path / "stopped", tmp_path / "undisturbed")
+
+
 def test_a_run_is_not_finished_before_its_protocols_are(sample_data: Path, tmp_path: Path) -> None:
     overrides = [
         f"data.path={sample_data}",
