@@ -66,7 +66,7 @@ def stopped_in_order(job: Job, what: str) -> str:
 
 
 def torn_checkpoint(job: Job, draw: random.Random) -> str:
-    job.kill()
+    kill_with_two_checkpoints(job)
     files = newest_checkpoints(job.run)
     for file in files:
         os.truncate(file, file.stat().st_size * draw.randrange(5, 95) // 100)
@@ -74,7 +74,7 @@ def torn_checkpoint(job: Job, draw: random.Random) -> str:
 
 
 def flipped_bit(job: Job, draw: random.Random) -> str:
-    job.kill()
+    kill_with_two_checkpoints(job)
     files = newest_checkpoints(job.run)
     place = draw.uniform(0.3, 0.7)
     for file in {file.stat().st_ino: file for file in files}.values():
@@ -84,6 +84,12 @@ def flipped_bit(job: Job, draw: random.Random) -> str:
             content.seek(-1, os.SEEK_CUR)
             content.write(bytes([byte ^ 1 << draw.randrange(8)]))
     return f"SIGKILL to all, one bit flipped in {names(files)}"
+
+
+def kill_with_two_checkpoints(job: Job) -> None:
+    """So that one is left when the newest is damaged: a run whose only checkpoint is damaged rightly refuses to start."""
+    wait(lambda: len(list(job.run.glob("step_*.pt"))) >= 2, "there were no two checkpoints")
+    job.kill()
 
 
 def full_disk(job: Job, draw: random.Random) -> str:
