@@ -85,6 +85,7 @@ def draw_stability(results: Results) -> Figure:
         axis.set_xlim(-0.5, 1.5)
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
         for place, arm in enumerate(ARM_LABELS):
             color, _, marker = STYLES[place]
             runs = list(finished_runs(results, arm).values())
