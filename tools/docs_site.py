@@ -58,7 +58,7 @@ def configuration_reference() -> str:
     lines = [
         "# Configuration reference",
         "",
-        "Made from `unitdist/config.py`. A YAML file holds sections, a section holds keys; what a file leaves out has its default.",
+        "Made from `unitdist/config/`. A YAML file holds sections, a section holds keys; what a file leaves out has its default.",
         "On the command line `section.key=value` replaces a key. An unknown key, a duplicate, another type or a value out of range is",
         "an error that names file, line and the nearest key. `base: OTHER.yaml` builds on another file. `python launch/train.py --help`",
         "prints this page, `--print-config` the resolved configuration of a run.",
