@@ -1,5 +1,7 @@
 """unitdist.doctor: planted faults, given to the checks as plain values; each is named and has a remedy of one line."""
 
+import errno
+import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -382,3 +384,21 @@ def test_screen_counts_and_shows_remedies() -> None:
     assert "FAULT    c  broken\n            -> do that" in text and "\033" not in text
     assert text.endswith("1 fault, 1 warning: mend the faults before a training")
     assert "\033[31;1mFAULT" in screen.as_text(findings, colour=True)
+
+
+def test_folders_behind_one_that_may_not_be_entered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a user without the right to search the parent; root may enter everything, so `stat` says it for them."""
+    stat, locked = os.stat, tmp_path / "locked"
+    locked.mkdir()
+
+    def refuse(path, *arguments, **options):
+        if locked in Path(os.fsdecode(path)).parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", refuse)
+        finding = check_data(locked / "imagenet")
+        place = probes.nearest_existing(locked / "runs" / "one")
+    check(finding, "fault", f"cannot read {locked / 'imagenet'}: Permission denied")
+    assert place == locked

@@ -19,15 +19,17 @@ def check_data(
     """
     if folder is None:
         return note(AREA, "not looked at", "--data DIR, or --config FILE with data.path")
-    if not folder.exists():
-        return fault(
-            AREA,
-            f"no such folder: {folder}",
-            "give the folder that holds the splits; is the disk mounted on this node?",
-        )
-    if not image_folder:
-        return note(AREA, f"{folder} is there; only folders of images are looked into here (python tools/data.py scan)")
     try:
+        if not folder.exists():
+            return fault(
+                AREA,
+                f"no such folder: {folder}",
+                "give the folder that holds the splits; is the disk mounted on this node?",
+            )
+        if not image_folder:
+            return note(
+                AREA, f"{folder} is there; only folders of images are looked into here (python tools/data.py scan)"
+            )
         return _check_splits(folder, train_split, val_split)
     except UnitdistError as error:
         return fault(

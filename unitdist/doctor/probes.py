@@ -192,4 +192,6 @@ def write_error(folder: Path) -> str:
 
 def nearest_existing(folder: Path) -> Path:
     folder = folder.expanduser().absolute()
-    return next(place for place in (folder, *folder.parents) if place.exists())
+    return next(
+        place for place in (folder, *folder.parents) if os.path.exists(place)
+    )  # False behind a folder that may not be entered
