@@ -192,11 +192,11 @@ def test_dali_that_stops_without_a_bad_image_is_told_apart(
         if not built:
             run, calls = pipeline.run, []
 
-            def third_fails():
+            def third_fails(*stream: object):
                 calls.append(1)
                 if len(calls) == 3:
                     raise RuntimeError("out of memory")
-                return run()
+                return run(*stream)
 
             pipeline.run = third_fails
         built.append(pipeline)

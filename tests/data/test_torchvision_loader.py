@@ -1,6 +1,9 @@
 """torchvision_loader.py: the samples and windows of the DALI loader, pixels within its tolerance, the same messages."""
 
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -183,3 +186,25 @@ def test_the_next_batch_is_copied_before_this_one_is_handed_out(monkeypatch: pyt
         *handed_out[1],
         *handed_out[2],
     ]
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from unitdist.config import DataConfig
+from unitdist.data.build import build_train_loader
+from unitdist.world import World
+config = DataConfig(path=sys.argv[1], loader="torchvision", image_size_px=32, scale_range_px=(36, 40), num_threads=2)
+loader = build_train_loader(config, World.single(), per_rank_batch_size=4, seed=0, device=torch.device("cpu"))
+next(loader.iterate(0))
+print("served", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_killed_trainer(sample_data: Path) -> None:
+    # The workers inherit the pipe: run() returns when the last of them has closed it.
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(sample_data)], stdout=subprocess.PIPE, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "served\n")

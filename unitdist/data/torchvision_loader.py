@@ -5,8 +5,12 @@ quarter of the transfer.
 """
 
 import multiprocessing
+import os
+import select
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from io import BytesIO
 
@@ -122,8 +126,23 @@ class _Tasks:
         return len(self.sample_ids)
 
 
-def _one_thread(_: int) -> None:
+def _start_worker(trainer: int, _: int) -> None:
+    """One thread, and an end with the process that trains, however that ends.
+
+    torch's own check looks at the parent, which is the fork server here, and that lives as long as its workers do.
+    """
     torch.set_num_threads(1)
+    if hasattr(os, "pidfd_open"):
+        try:
+            alive = os.pidfd_open(trainer)
+        except ProcessLookupError:
+            os._exit(0)
+        threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+
+
+def _end_with(process: int) -> None:
+    select.select([process], [], [])  # a pidfd is readable once its process has ended
+    os._exit(0)
 
 
 class TorchvisionLoader:
@@ -153,7 +172,7 @@ class TorchvisionLoader:
             num_workers=self._split.config.num_threads,
             prefetch_factor=self._split.config.prefetch_batches,
             multiprocessing_context=context,
-            worker_init_fn=_one_thread,
+            worker_init_fn=partial(_start_worker, os.getpid()),
             persistent_workers=True,
             pin_memory=self._device.type == "cuda",
         )

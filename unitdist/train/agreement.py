@@ -1,10 +1,13 @@
 """Ranks that agree: on an error during set-up, on who speaks, on what rank 0 read."""
 
 import contextlib
+import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -63,7 +66,7 @@ def reporting_errors(world: World, *, debug: bool) -> Iterator[None]:
                 traceback.print_exc()
             _say(world, str(error), kind="" if isinstance(error, Stopped) else "error: ")
             if not isinstance(error, Stopped):
-                get_error_handler().record_exception(error)
+                _tell_torchrun(error)
         # torchrun restarts workers that leave with another code than 0; what a stop left behind says status.json.
         _leave(0 if isinstance(error, Stopped) and "TORCHELASTIC_RUN_ID" in os.environ else error.exit_code)
     except KeyboardInterrupt:
@@ -104,6 +107,14 @@ def warn(world: World, message: str) -> None:
 def _say(world: World, message: str, kind: str = "error: ") -> None:
     prefix = f"unitdist [rank {world.rank}]" if world.size > 1 else "unitdist"
     print(f"{prefix}: {kind}{message}", file=sys.stderr, flush=True)
+
+
+def _tell_torchrun(error: UnitdistError) -> None:
+    """The error for torchrun's own summary, in the format of its error files; without the traceback that torch would add."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        reply = {"message": f"{type(error).__name__}: {error}", "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(path).write_text(json.dumps({"message": reply}), encoding="utf-8")
 
 
 def _leave(code: int) -> None:

@@ -65,13 +65,13 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
     folder, checkpoint, start_weights = from_rank_zero(world, open_and_read)
     stop = StopRequest(world)
     resources.callback(stop.close)
+    module = build_network(config, engine, split, folder)  # looks for room on the disk before anything is written there
     start = from_rank_zero(world, lambda: f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
     with agreed(world):
         watchdog = open_watchdog(config, world, folder, resources, start=start)
     if world.is_main:
         for note in folder.notes:
             warn(world, note)
-    module = build_network(config, engine, split, folder)
     differences: list[str] = []
     with agreed(world):
         train_loader = build_train_loader(
