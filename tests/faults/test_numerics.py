@@ -16,6 +16,7 @@ from tests.faults.test_checkpoint_faults import CONFIG, SYNTHETIC, config
 from unitdist.errors import ConfigError, TrainingError
 from unitdist.train import epoch
 from unitdist.train.checkpoint import read_checkpoint, read_file
+from unitdist.train.deepspeed_engine import check_supported
 from unitdist.train.loop import train
 from unitdist.train.nonfinite_batch import replay
 
@@ -199,3 +200,23 @@ def test_two_ranks_skip_the_step_together_and_a_flipped_bit_is_found(tmp_path: P
     assert "the images themselves are not finite" in replay(run / "nonfinite" / "step_00000003")
     last = read_checkpoint(run / "last.pt")
     assert last["step"] == 4 and all(bool(value.isfinite().all()) for value in last["model"].values())
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_step_that_cannot_be_judged_can_only_stop(tmp_path: Path, policy: str) -> None:
+    with pytest.raises(ConfigError, match=rf"health\.on_nonfinite: {policy} .* train\.cuda_graph=false"):
+        config(tmp_path, f"health.on_nonfinite={policy}", "train.cuda_graph=true")
+    with pytest.raises(ConfigError, match=rf"health\.on_nonfinite: {policy} .* train\.engine=ddp"):
+        check_supported(config(tmp_path, f"health.on_nonfinite={policy}", "train.engine=deepspeed"))
+
+
+def test_error_of_the_start_is_in_log_and_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("a fault put in by a test")
+
+    monkeypatch.setattr("unitdist.train.build_run.build_monitor", broken)
+    with pytest.raises(ValueError, match="a fault put in"):
+        train(config(tmp_path))
+    run = tmp_path / "a"
+    assert "at step 0 (start): ValueError: a fault put in by a test" in (run / "failure.txt").read_text()
+    assert (run / "logs" / "rank_00000.log").read_text().count("Traceback") == 1

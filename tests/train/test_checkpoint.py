@@ -158,3 +158,11 @@ def test_unset_norm_divisor_in_a_checkpoint_is_refused() -> None:
     state = net().state_dict() | {"1.norm_divisor": torch.tensor(0)}
     with pytest.raises(CheckpointError, match=r"x\.pt has an unset norm divisor \(first: 1\.norm_divisor\)"):
         load_model_state(net(), state, "x.pt")
+
+
+def test_folder_that_is_gone_is_a_failed_save(tmp_path: Path) -> None:
+    """An error that the writer counts: training goes on."""
+    with pytest.raises(
+        CheckpointError, match=r"No such file or directory \(it needs 40 kB, an unknown number of bytes"
+    ):
+        save_checkpoint(tmp_path / "gone" / "last.pt", {"weight": torch.zeros(10_000)})

@@ -189,3 +189,16 @@ def test_checkpoints_that_will_be_replaced_count_as_room(tmp_path: Path, monkeyp
     check_space(tmp_path, CheckpointConfig(), checkpoint_bytes=size, epochs=1)
     with pytest.raises(ConfigError):
         check_space(tmp_path, CheckpointConfig(keep_last=3), checkpoint_bytes=size, epochs=1)
+
+
+def test_checkpoint_of_another_folder_becomes_last_before_the_first_save(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder, steps in ((ours, (3, 9)), (theirs, (6,))):
+        folder.mkdir()
+        for step in steps:
+            write(folder, step)
+    chosen = theirs / "last.pt"
+    assert go_back_to(ours, chosen, read_checkpoint(chosen)) == ["step_00000009.pt -> abandoned_step_00000009.pt"]
+    path, checkpoint, damages = read_newest(ours)
+    assert (path, damages) == (ours / "last.pt", []) and checkpoint is not None and checkpoint["step"] == 6
+    assert names(theirs) == ["last.pt", "step_00000006.pt"]

@@ -19,7 +19,7 @@ from unitdist.errors import ConfigError
 from unitdist.models.build import build_model
 from unitdist.sync import new_sync_group
 from unitdist.train import engine as engines
-from unitdist.train.agreement import agreed, from_rank_zero, warn
+from unitdist.train.agreement import agreed, from_rank_zero, lost_contact, warn
 from unitdist.train.batch_split import BatchSplit
 from unitdist.train.checkpoint import bytes_of, load_model_state, read_checkpoint, remove_leftovers
 from unitdist.train.ema import WeightAverage
@@ -149,6 +149,13 @@ def open_watchdog(config: Config, world: World, folder: RunFolder, resources: Ex
     except OSError as error:
         raise ConfigError(f"run.folder: rank {world.rank} cannot write to {folder.path} ({error.strerror})") from None
     resources.callback(watchdog.close)
+
+    def tell(_: object, error: BaseException | None, __: object) -> None:
+        """Of what ends the start of the run, before `train` has a run whose watchdog it could tell."""
+        if isinstance(error, Exception):
+            watchdog.failed(error, lost_contact=isinstance(error, RuntimeError) and lost_contact(error))
+
+    resources.push(tell)
     return watchdog
 
 

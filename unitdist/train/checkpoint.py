@@ -21,6 +21,7 @@ Keys of a checkpoint (all plain values and tensors, so `weights_only=True` reads
 | versions | of unitdist, torch, Python; world size |
 """
 
+import contextlib
 import os
 import shutil
 import zipfile
@@ -54,14 +55,16 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         cause = _operating_system_error(error)
-        if cause is None and isinstance(error, RuntimeError):
+        free = "an unknown number of bytes"
+        with contextlib.suppress(OSError):  # of a folder that is gone, or read-only since an error of the disk
+            temporary.unlink(missing_ok=True)
+            free = readable_bytes(shutil.disk_usage(path.parent).free)
+        if cause is None:
             raise
-        needed, free = bytes_of(checkpoint), shutil.disk_usage(path.parent).free
         raise CheckpointError(
-            f"cannot write the checkpoint {path}: {cause.strerror if cause else error} (it needs {readable_bytes(needed)}, "
-            f"{readable_bytes(free)} are free); what was saved before is intact"
+            f"cannot write the checkpoint {path}: {cause.strerror} (it needs {readable_bytes(bytes_of(checkpoint))}, "
+            f"{free} are free); what was saved before is intact"
         ) from error
 
 

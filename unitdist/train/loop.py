@@ -46,9 +46,9 @@ def train(config: Config, *, resume: str | None = None) -> Path:
         if world.is_main:
             state = "evaluating" if config.evaluation.protocols else "finished"  # the caller evaluates
             write_status(run.folder.path, state, step=run.state.step)
+        run.watchdog.finished()
         if run.board is not None:
             run.board.finish()
-        run.watchdog.finished()
     engine.barrier()
     return run.folder.path
 

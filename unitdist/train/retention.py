@@ -28,7 +28,7 @@ from unitdist.train.checkpoint import (
     temporary_name,
 )
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+_NO_LINKS = (errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 def step_file(folder: Path, step: int) -> Path:
@@ -112,8 +112,9 @@ def _candidates(folder: Path) -> Iterator[Path]:
 def go_back_to(folder: Path, chosen: Path, checkpoint: dict[str, Any]) -> list[str]:
     """Make the folder tell one history again, that of `chosen`; returns what was moved, for the log.
 
-    Damaged files and step files of a later step are renamed, never deleted; last.pt becomes `chosen`, best.pt the best that `chosen`
-    knows of. Where `chosen` is last.pt and nothing is newer, nothing happens. Raises ConfigError when a file cannot be renamed.
+    Damaged files and step files of a later step are renamed, never deleted; last.pt becomes `chosen`, also where
+    that lies elsewhere, best.pt the best that `chosen` knows of. Where `chosen` is last.pt and nothing is newer, nothing happens.
+    Raises ConfigError when a file cannot be renamed.
     """
     moved = []
     try:
@@ -122,7 +123,7 @@ def go_back_to(folder: Path, chosen: Path, checkpoint: dict[str, Any]) -> list[s
                 kind = "abandoned" if _is_whole(path) else "damaged"
                 moved.append(_move_aside(path, kind))
         last, best = folder / "last.pt", folder / "best.pt"
-        if chosen.parent.resolve() == folder.resolve() and chosen.name != last.name:
+        if chosen.resolve() != last.resolve():
             if last.exists() and not _is_whole(last):
                 moved.append(_move_aside(last, "damaged"))
             give_name(chosen, last)

@@ -43,7 +43,7 @@ class Watchdog:
         self._thread_id = threading.get_ident()
         self._finished_phases: set[str] = set()
         self._machine = this_machine()
-        self._warned = False
+        self._warned = self._left = False
         self.mark = Mark(phase="start", step=0, since=time.monotonic(), limit_s=config.stuck_after_first_s)
         limit_s = config.stuck_after_s
         self._tick_s = 1.0 if limit_s is None else min(1.0, limit_s / 10)
@@ -77,15 +77,24 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def finished(self) -> None:
+        """All that this watches is done: what still closes, such as an upload to W&B, takes as long as it likes."""
+        self._unwatch()
         self._say("finished")
+
+    def _unwatch(self) -> None:
+        self.mark = Mark(phase=self.mark.phase, step=self.mark.step, since=self.mark.since, limit_s=None)
 
     def failed(self, error: Exception, *, lost_contact: bool) -> None:
         """The training thread leaves with `error`: into the log with its traceback, the rank's record, and the summary.
 
         `lost_contact`: the error only says that another rank has gone. Then this waits up to `grace_s` for what the
-        others say, and one of the ranks prints the summary. Else the rank that failed writes it at once.
+        others say, and one of the ranks prints the summary. Else the rank that failed writes it at once. A second call is
+        ignored.
         """
-        self.mark = Mark(phase=self.mark.phase, step=self.mark.step, since=self.mark.since, limit_s=None)
+        if self._left:
+            return
+        self._left = True
+        self._unwatch()
         self._log.note(f"leaving at step {self.mark.step} ({self.mark.phase})")
         self._log.write("".join(traceback.format_exception(error)))
         reason = (str(error).strip() or type(error).__name__).partition("\n")[0].partition(" This is typically")[0]
