@@ -169,6 +169,22 @@ def test_saving_beside_the_training_changes_nothing(undisturbed: Path, tmp_path:
     assert len(stalls) == 16 and min(stalls[1:]) > 0
 
 
+@pytest.mark.parametrize("given", [None, "PATH"])
+def test_restart_by_torchrun_goes_on_from_the_newest_checkpoint(
+    given: str | None, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["checkpoint.every_steps=5", "checkpoint.asynchronous=false"]
+    first = train(config(tmp_path / "first", *settings, "train.max_steps=3")) / "last.pt"
+    resume = None if given is None else str(first)
+    train(config(tmp_path, *settings, "train.max_steps=7"), resume=resume)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    folder = train(config(tmp_path, *settings), resume=resume)
+    assert [event["step"] for event in record(folder) if event["event"] == "train"][-1] == 16
+    ours, theirs = read_checkpoint(folder / "last.pt"), read_checkpoint(undisturbed / "last.pt")
+    assert [name for name, value in theirs["model"].items() if not torch.equal(value, ours["model"][name])] == []
+    assert not list(folder.glob("abandoned_*"))  # it did not go back to PATH
+
+
 def test_what_the_config_keeps_is_what_stays(tmp_path: Path) -> None:
     keep = [
         "checkpoint.every_steps=3",

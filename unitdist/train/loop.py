@@ -1,5 +1,6 @@
 """The training run: build, resume, epochs, validate, save."""
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ def train(config: Config, *, resume: str | None = None) -> Path:
     """Train as the config says; returns the run's folder. Called on every rank of the job.
 
     `resume`: None starts anew, "auto" continues from the folder's newest whole checkpoint if it holds any, a path from that one.
+    Ranks that torchrun has restarted always continue from the job's own newest checkpoint, whatever the command said.
     Raises UnitdistError. The process group stays for the caller; `engine.stop_engine` ends it.
     """
     world = World.from_environment()
     split = split_batch(config, world)
     engine = engines.start_engine(config, world)
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        resume = "auto"
     with ExitStack() as resources:
         run = build_run(config, engine, split, resume, resources)
         try:
