@@ -168,6 +168,55 @@ def test_agreed_error_of_another_rank_is_not_this_ranks_failure(tmp_path: Path) 
     assert not (tmp_path / "failure.txt").exists()
 
 
+def test_what_the_first_to_leave_says_is_the_last_word(tmp_path: Path) -> None:
+    """A heartbeat, or the end of a training that was only waiting, does not replace it."""
+    with RankLog(tmp_path, PAIR, start="s") as log:
+        watchdog = Watchdog(HealthConfig(stuck_after_s=5, stuck_after_first_s=5), PAIR, tmp_path, log, start="s")
+        watchdog.failed(ValueError("first"), lost_contact=False)
+        watchdog.failed(ValueError("second"), lost_contact=False)
+        watchdog.finished()
+        time.sleep(3 * watchdog._beat_s)
+        watchdog.close()
+    said = json.loads((tmp_path / "ranks" / "rank_00000.json").read_text())
+    assert (said["state"], said["reason"]) == ("error", "ValueError: first")
+
+
+def test_rank_that_waited_stays_so_when_the_stuck_one_ends_first(tmp_path: Path) -> None:
+    """The watchdog of a waiting rank collects the others' words; meanwhile the stuck rank ends, and the collective fails."""
+    code = f"""
+    import pathlib, time
+    from unitdist.config import HealthConfig
+    from unitdist.train.rank_log import RankLog
+    from unitdist.train.rank_record import RankRecord, write_record
+    from unitdist.train.watchdog import Watchdog
+    from unitdist.world import World
+    folder = pathlib.Path({str(tmp_path)!r})
+    world = World(rank=0, local_rank=0, size=2, local_size=2)
+    other = dict(start="s", rank=1, host="h1", machine="elsewhere", pid=1, step=0, phase="data", in_phase_s=1, at=time.time())
+    log = RankLog(folder, world, start="s")
+    watchdog = Watchdog(HealthConfig(stuck_after_s=1.0, stuck_after_first_s=1.0), world, folder, log, start="s")
+    write_record(folder, RankRecord(state="running", **other))
+    watchdog.enter("training", 0)
+    while not (folder / "ranks" / "report_s").exists():
+        time.sleep(0.01)
+    write_record(folder, RankRecord(state="stuck", **other))
+    watchdog.failed(RuntimeError("Connection closed by peer"), lost_contact=True)
+    print("still here")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        env=environment(),
+        timeout=90,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    summary = (tmp_path / "failure.txt").read_text()
+    assert "first cause: rank 1 on h1 (pid 1) is stuck at step 0 (data)" in summary
+    assert "then: rank 0 on " in summary and "waited for it at step 0 (training)" in summary
+
+
 def test_a_thread_that_holds_the_interpreter_is_ended_with_its_stack(tmp_path: Path) -> None:
     code = f"""
     import ctypes, pathlib

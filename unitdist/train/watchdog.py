@@ -14,6 +14,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from unitdist.config import HealthConfig
 from unitdist.errors import TrainingError, UnitdistError
@@ -43,7 +44,10 @@ class Watchdog:
         self._thread_id = threading.get_ident()
         self._finished_phases: set[str] = set()
         self._machine = this_machine()
-        self._warned = self._left = False
+        self._warned = False
+        self._lock = threading.Lock()
+        self._leaver: Literal["training", "watchdog"] | None = None
+        """The thread that was the first to leave: what it says is the rank's last word."""
         self.mark = Mark(phase="start", step=0, since=time.monotonic(), limit_s=config.stuck_after_first_s)
         limit_s = config.stuck_after_s
         self._tick_s = 1.0 if limit_s is None else min(1.0, limit_s / 10)
@@ -79,7 +83,15 @@ class Watchdog:
     def finished(self) -> None:
         """All that this watches is done: what still closes, such as an upload to W&B, takes as long as it likes."""
         self._unwatch()
-        self._say("finished")
+        if self._leaves("training"):
+            self._say("finished")
+
+    def _leaves(self, thread: Literal["training", "watchdog"]) -> bool:
+        """True for the first that asks."""
+        with self._lock:
+            first = self._leaver is None
+            self._leaver = self._leaver or thread
+        return first
 
     def _unwatch(self) -> None:
         self.mark = Mark(phase=self.mark.phase, step=self.mark.step, since=self.mark.since, limit_s=None)
@@ -89,11 +101,12 @@ class Watchdog:
 
         `lost_contact`: the error only says that another rank has gone. Then this waits up to `grace_s` for what the
         others say, and one of the ranks prints the summary. Else the rank that failed writes it at once. A second call is
-        ignored.
+        ignored. Where the watchdog is leaving already, this waits until it has ended the process.
         """
-        if self._left:
+        if not self._leaves("training"):
+            if self._leaver == "watchdog":
+                self._thread.join()
             return
-        self._left = True
         self._unwatch()
         self._log.note(f"leaving at step {self.mark.step} ({self.mark.phase})")
         self._log.write("".join(traceback.format_exception(error)))
@@ -129,6 +142,8 @@ class Watchdog:
                 self._say("running")
 
     def _leave_stuck(self, limit_s: float) -> None:
+        if not self._leaves("watchdog"):
+            return
         mark = self.mark
         self._log.note(
             f"stuck at step {mark.step} ({mark.phase}) for more than {limit_s:g} s (health.stuck_after_s); all stacks:"
@@ -165,10 +180,13 @@ class Watchdog:
             self._warn(error)
 
     def _say(self, state: State, reason: str = "") -> None:
-        try:
-            write_record(self._folder, self._record(state, reason))
-        except OSError as error:
-            self._warn(error)
+        with self._lock:
+            if state == "running" and self._leaver is not None:
+                return
+            try:
+                write_record(self._folder, self._record(state, reason))
+            except OSError as error:
+                self._warn(error)
 
     def _warn(self, error: OSError) -> None:
         """A disk that is full for a while must not end the training, nor hide a failure."""
