@@ -1,6 +1,8 @@
-"""A training on 2 ranks that is disturbed from outside, started by test_numerics.py: arguments are launch/train.py's overrides.
+"""A training on 2 ranks that is disturbed from outside: arguments are FAULT and launch/train.py's overrides.
 
-Rank 1 gets an infinite pixel at step 3; one bit of one of its weights flips after step 5.
+pixel: rank 1 gets an infinite pixel at step 3, and one bit of one of its weights flips after step 5.
+gradient: rank 1's own gradient has a nan at step 7, before it is reduced; nothing else is wrong.
+full_disk: rank 0 fills the disk of the run folder before step 5.
 """
 
 import dataclasses
@@ -21,7 +23,7 @@ from unitdist.world import World  # noqa: E402
 real = epoch.take_step
 
 
-def take_step(run, watcher, batches):
+def spoil_pixel(run, watcher, batches):
     step, rank = run.state.step + 1, run.engine.world.rank
     if (step, rank) == (3, 1):
         images = batches[0].images.clone()
@@ -33,6 +35,28 @@ def take_step(run, watcher, batches):
             next(run.engine.module.parameters()).view(torch.int32)[0, 0, 0, 0] ^= 1
 
 
-epoch.take_step = take_step
+def spoil_gradient(run, watcher, batches):
+    hooks = []
+    if (run.state.step + 1, run.engine.world.rank) == (7, 1):
+        first = next(run.engine.module.parameters())
+        hooks.append(first.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor(0), math.nan)))
+    real(run, watcher, batches)
+    for hook in hooks:
+        hook.remove()
+
+
+def fill_disk(run, watcher, batches):
+    if (run.state.step + 1, run.engine.world.rank) == (5, 0):
+        run.writer.wait()
+        with open(run.folder.path.parent / "filler", "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(b"0" * 4096)
+            except OSError:
+                pass
+    real(run, watcher, batches)
+
+
+epoch.take_step = {"pixel": spoil_pixel, "gradient": spoil_gradient, "full_disk": fill_disk}[sys.argv[1]]
 with reporting_errors(World.from_environment(), debug=False):
-    train(load_config(sys.argv[1], sys.argv[2:]))
+    train(load_config(sys.argv[2], sys.argv[3:]))

@@ -15,7 +15,7 @@ import torch
 from evaluation.checkpoints import load_network
 from evaluation.options import EvaluationOptions
 from tests.dist.jobs import assert_same_result, record, record_safely
-from tests.dist.launching import ROOT
+from tests.dist.launching import ROOT, launch, torchrun
 from unitdist import load_pretrained
 from unitdist.config import Config
 from unitdist.config_file import load_config
@@ -133,6 +133,27 @@ def test_too_many_failed_saves_end_the_run_and_it_resumes(
     (small_disk / "filler").unlink()
     train(config(small_disk, "checkpoint.every_steps=2"), resume="auto")
     assert read_checkpoint(run / "last.pt")["step"] == 16
+
+
+def test_too_many_failed_saves_end_both_ranks_with_one_message(small_disk: Path) -> None:
+    """Rank 0's disk is full from step 5 on; the saves of steps 6 and 8 fail."""
+    changes = ["checkpoint.every_steps=2", "checkpoint.max_failed_saves=2", f"run.folder={small_disk}"]
+    worker = ROOT / "tests" / "faults" / "spoiled_training.py"
+    done = launch([*torchrun(2), str(worker), "full_disk", str(CONFIG), *SYNTHETIC, *changes], timeout_s=290)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if re.match(r"unitdist( \[rank \d\])?: error: ", line)]
+    assert len(errors) == 1 and errors[0].startswith(
+        "unitdist [rank 0]: error: 2 saves in a row failed (checkpoint.max_failed_saves); the last one: cannot write the checkpoint "
+    ), done.stderr[-3000:]
+    assert "lost contact" not in done.stderr and "stuck" not in done.stderr
+    exits = re.findall(r"^  rank +: (\d) .*\n  exitcode +: (\d+) ", done.stderr, flags=re.MULTILINE)
+    assert sorted(exits) == [("0", "1"), ("1", "1")], done.stderr[-3000:]
+    assert "traceback : CheckpointError: 2 saves in a row failed" in done.stderr.partition("Root Cause")[2]
+    left = (small_disk / "a" / "logs" / "rank_00001.log").read_text()
+    assert "CheckpointError: 2 saves in a row failed" in left, "rank 1 raised the same error"
+    run = small_disk / "a"
+    assert [(step, read_checkpoint(path)["step"]) for step, path in step_files(run)] == [(4, 4), (2, 2)]
+    assert read_checkpoint(run / "last.pt")["step"] == 4
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

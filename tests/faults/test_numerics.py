@@ -12,13 +12,16 @@ import torch
 
 from tests.dist.jobs import record_safely
 from tests.dist.launching import ROOT, launch, torchrun
+from tests.dist.launching import train as launch_training
 from tests.faults.test_checkpoint_faults import CONFIG, SYNTHETIC, config
 from unitdist.errors import ConfigError, TrainingError
 from unitdist.train import epoch
-from unitdist.train.checkpoint import read_checkpoint, read_file
+from unitdist.train.checkpoint import read_checkpoint, read_file, save_checkpoint
 from unitdist.train.deepspeed_engine import check_supported
 from unitdist.train.loop import train
 from unitdist.train.nonfinite_batch import replay
+
+SPOILED = ROOT / "tests" / "faults" / "spoiled_training.py"
 
 
 def spoil_images(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
@@ -172,7 +175,6 @@ def test_poisoned_statistics_are_never_saved(tmp_path: Path, monkeypatch: pytest
 
 def test_two_ranks_skip_the_step_together_and_a_flipped_bit_is_found(tmp_path: Path) -> None:
     """One job: rank 1's batch of step 3 is spoilt, a bit of one of its weights flips after step 5."""
-    worker = ROOT / "tests" / "faults" / "spoiled_training.py"
     changes = [
         "health.on_nonfinite=skip",
         "health.checksum_every_steps=2",
@@ -180,7 +182,8 @@ def test_two_ranks_skip_the_step_together_and_a_flipped_bit_is_found(tmp_path: P
         "model.sync_group=none",
     ]
     done = launch(
-        [*torchrun(2), str(worker), str(CONFIG), *SYNTHETIC, f"run.folder={tmp_path}", *changes], timeout_s=290
+        [*torchrun(2), str(SPOILED), "pixel", str(CONFIG), *SYNTHETIC, f"run.folder={tmp_path}", *changes],
+        timeout_s=290,
     )
     assert done.returncode == 1
     said = [line for line in done.stderr.splitlines() if line.startswith("unitdist [rank 0]: ")]
@@ -200,6 +203,45 @@ def test_two_ranks_skip_the_step_together_and_a_flipped_bit_is_found(tmp_path: P
     assert "the images themselves are not finite" in replay(run / "nonfinite" / "step_00000003")
     last = read_checkpoint(run / "last.pt")
     assert last["step"] == 4 and all(bool(value.isfinite().all()) for value in last["model"].values())
+
+
+def test_two_ranks_roll_back_together_and_go_on_as_the_docs_say(tmp_path: Path) -> None:
+    """A gradient of rank 1 alone is spoilt at step 7; the newest checkpoint is of step 4. The run that follows is, bit for bit, one
+    that resumes the weights, optimizer and averaged weights of step 4 as if they were those of step 7."""
+    changes = ["checkpoint.every_steps=4", "train.ema_decay=0.9", "health.checksum_every_steps=1"]
+    settings = [*SYNTHETIC, *changes, "health.on_nonfinite=rollback"]
+    keep = "checkpoint.keep_last=9"
+    done = launch(
+        [*torchrun(2), str(SPOILED), "gradient", str(CONFIG), *settings, keep, f"run.folder={tmp_path}"], timeout_s=290
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [line for line in done.stderr.splitlines() if line.startswith("unitdist [rank")]
+    assert len(said) == 1 and said[0].startswith("unitdist [rank 0]: warning: the gradient is not finite (the loss is)")
+    assert "rolled back to the weights of step 4" in said[0] and "the images of steps 5 to 7 are left out" in said[0]
+    run, kept = tmp_path / "a", tmp_path / "a" / "nonfinite" / "step_00000007"
+    assert [event["step"] for event in record_safely(run) if event["event"] == "train"] == [*range(1, 7), *range(8, 17)]
+
+    parts, report = [read_file(path) for path in sorted(kept.iterdir())], replay(kept)
+    assert [math.isfinite(part["loss"]) for part in parts] == [True, True]
+    assert all(math.isnan(part["gradient_norm"]) for part in parts), "the reduced gradient is every rank's"
+    now = float(report.split("replayed:    loss ")[1].split(";")[0])
+    assert now == pytest.approx(sum(part["loss"] for part in parts) / 2, rel=1e-5)
+    assert report.endswith("first module whose output is not finite: none"), (
+        "the batch is sound, the fault came from outside"
+    )
+
+    start = read_checkpoint(run / "step_00000004.pt") | {"step": 7, "samples": 7 * 8}
+    save_checkpoint(tmp_path / "start.pt", start)
+    expected = tmp_path / "expected"
+    resume = ["--config", str(CONFIG), *settings, f"run.folder={expected}", "--resume", str(tmp_path / "start.pt")]
+    resumed = launch_training(torchrun(2), *resume, timeout_s=290)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    ours, theirs = read_checkpoint(run / "last.pt"), read_checkpoint(expected / "a" / "last.pt")
+    assert (ours["step"], ours["metrics"]) == (16, theirs["metrics"])
+    for part in ("model", "model_ema"):
+        assert [name for name, value in theirs[part].items() if not torch.equal(value, ours[part][name])] == []
+    for name, buffers in theirs["optimizer"]["state"].items():
+        assert torch.equal(buffers["momentum_buffer"], ours["optimizer"]["state"][name]["momentum_buffer"]), name
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
