@@ -14,7 +14,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder with train/<class>/ (default: made from the sample data)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved measurements of each case")
-    parser.add_argument("--batches", type=int, default=8, help="batches of 64 per measurement: whole epochs of the set")
+    parser.add_argument("--batches", type=int, default=8, help="batches of 64 per measurement, within an epoch")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
 from unitdist.config import DataConfig
-from unitdist.data.build import build_train_loader
 from unitdist.data.dali_graph import graph_inputs, normalized_windows
 from unitdist.data.dali_loader import DaliLoader
 from unitdist.data.index import scan_image_folder
@@ -32,6 +31,10 @@ from unitdist.data.torchvision_loader import cut_window, decode_rgb
 from unitdist.world import World
 
 BATCH = 64
+EPOCH_BATCHES = 512
+"""Files are listed so many times that an epoch has this many batches: no measurement meets the end of one."""
+BARE_BATCHES = 16
+"""The bare pipeline goes round in so many prepared batches."""
 CPU = torch.device("cpu")
 Case = Callable[[], Iterator[object]]
 """Starts an endless stream of batches of 64 images."""
@@ -77,37 +80,46 @@ def config_of(root: Path, augmentation: str, **changes: object) -> DataConfig:
     return DataConfig(**(values | changes))  # type: ignore[arg-type]
 
 
+def train_split(config: DataConfig, epoch_batches: int = EPOCH_BATCHES) -> Split:
+    """The training side with the folder's images listed again and again until an epoch has epoch_batches batches."""
+    index = scan_image_folder(Path(config.path) / "train")
+    count = epoch_batches * BATCH
+    repeated = replace(
+        index,
+        paths=[index.paths[i % len(index)] for i in range(count)],
+        labels=np.resize(index.labels, count),
+    )
+    return Split(config=config, source=repeated, world=World.single(), per_rank_batch_size=BATCH, seed=0, training=True)
+
+
 def our_loader(config: DataConfig) -> Case:
-    """The DALI loader as training uses it."""
+    """The DALI loader as training uses it, within a long epoch."""
+    return lambda: epochs(DaliLoader(train_split(config), CPU))
 
-    def batches() -> Iterator[object]:
-        loader = build_train_loader(config, World.single(), per_rank_batch_size=BATCH, seed=0, device=CPU)
-        epoch = 0
-        while True:
-            yield from loader.iterate(epoch)
-            epoch += 1
 
-    return batches
+def epochs(loader: DaliLoader) -> Iterator[object]:
+    """One epoch after another."""
+    epoch = 0
+    while True:
+        yield from loader.iterate(epoch)
+        epoch += 1
 
 
 def bare_pipeline(config: DataConfig) -> Case:
     """The same operators on the same windows, prepared before, with DALI's own file reader: what nobody can avoid."""
 
     def batches() -> Iterator[object]:
-        index = scan_image_folder(Path(config.path) / "train")
-        split = Split(
-            config=config, source=index, world=World.single(), per_rank_batch_size=BATCH, seed=0, training=True
-        )
+        split = train_split(config)
         settings = DaliLoader(split, CPU).settings
-        plan = split.plan(0, 0).sample_ids
+        plan = split.plan(0, 0).sample_ids[:BARE_BATCHES]
         windows = []
         for sample_ids in plan:
-            batch = read_batch(index, sample_ids, split.policy, {})
+            batch = read_batch(split.source, sample_ids, split.policy, {})
             windows.append(graph_inputs(settings, split.geometry(0, batch.sample_ids, batch.size_hw), batch.size_hw))
         position = iter(range(10**9))
         pipeline = Pipeline(batch_size=BATCH, num_threads=config.num_threads, device_id=None)
         with pipeline:
-            encoded, _ = fn.readers.file(files=[index.name(i) for i in plan.reshape(-1)])
+            encoded, _ = fn.readers.file(files=[split.source.name(i) for i in plan.reshape(-1)])
             *window, flip = fn.external_source(
                 source=lambda: windows[next(position) % len(windows)],
                 num_outputs=5,
@@ -127,12 +139,11 @@ def python_alone(config: DataConfig) -> Case:
     """What our loader does beside reading and the graph: headers, draws, windows, handing over."""
 
     def batches() -> Iterator[object]:
-        index = scan_image_folder(Path(config.path) / "train")
-        in_memory = [index.read(sample_id) for sample_id in range(len(index))]
-        object.__setattr__(index, "read", in_memory.__getitem__)  # the index is frozen for everybody else
-        split = Split(
-            config=config, source=index, world=World.single(), per_rank_batch_size=BATCH, seed=0, training=True
-        )
+        split = train_split(config)
+        index = split.source
+        in_memory = {index.name(sample_id): index.read(sample_id) for sample_id in range(len(index))}
+        # The index is frozen for everybody else.
+        object.__setattr__(index, "read", lambda sample_id: in_memory[index.name(sample_id)])
         settings = DaliLoader(split, CPU).settings
         epoch = 0
         while True:
@@ -175,13 +186,10 @@ def torchvision_tensors(config: DataConfig) -> Case:
     """What the workers of our torchvision loader do, in this process: Pillow's decoder, uint8 tensors, v2 resize."""
 
     def batches() -> Iterator[object]:
-        index = scan_image_folder(Path(config.path) / "train")
-        split = Split(
-            config=config, source=index, world=World.single(), per_rank_batch_size=BATCH, seed=0, training=True
-        )
+        split = train_split(config)
         while True:
             for sample_ids in split.plan(0, 0).sample_ids:
-                batch = read_batch(index, sample_ids, split.policy, {})
+                batch = read_batch(split.source, sample_ids, split.policy, {})
                 geometry = split.geometry(0, batch.sample_ids, batch.size_hw)
                 images = torch.empty((BATCH, 3, 224, 224), dtype=torch.uint8, memory_format=torch.channels_last)
                 for row, data in enumerate(batch.images):
@@ -192,10 +200,7 @@ def torchvision_tensors(config: DataConfig) -> Case:
 
 
 def cpu_ms_per_image(cases: dict[str, Case], *, rounds: int, batches: int) -> dict[str, float]:
-    """Median over interleaved rounds, so that a busy moment of the machine meets all cases alike.
-
-    batches should be whole epochs of the set: at an epoch's end nothing is prepared ahead, at its start more.
-    """
+    """Median over interleaved rounds, so that a busy moment of the machine meets all cases alike."""
     streams = {name: case() for name, case in cases.items()}
     times: dict[str, list[float]] = {name: [] for name in cases}
     for stream in streams.values():
@@ -269,6 +274,16 @@ def stall_share(stream: Iterator[object], loader_speed: float, batches: int) -> 
     return waited / (time.perf_counter() - began)
 
 
+def first_wait_ms(stream: Iterator[object], epoch_batches: int) -> float:
+    """Wait for an epoch's first batch, ms. The stream stands at an epoch's end, and then at the next one's."""
+    began = time.perf_counter()
+    next(stream)
+    waited = time.perf_counter() - began
+    for _ in range(epoch_batches - 1):
+        next(stream)
+    return 1000 * waited
+
+
 def busiest_thread_ms(stream: Iterator[object], batches: int) -> float:
     """CPU milliseconds per image of the thread that works most: what bounds the speed where each thread has its core."""
     before = thread_cpu_seconds()
@@ -329,6 +344,16 @@ def print_scaling(root: Path, *, rounds: int, batches: int) -> None:
     print(f"a step 1.3 times slower than the loader waits {waits if stalled is None else f'{100 * stalled:.1f} %'}")
 
 
+def print_first_wait(root: Path, *, rounds: int, epoch_batches: int = 4) -> None:
+    """What comes on top once per epoch: nothing is read before an epoch is asked for, so its first batch takes its latency."""
+    stream = epochs(DaliLoader(train_split(config_of(root, "scale", num_threads=2), epoch_batches), CPU))
+    first_wait_ms(stream, epoch_batches)  # builds the pipeline
+    windows = by_the_clock({"first": partial(first_wait_ms, stream, epoch_batches)}, rounds=rounds)["first"]
+    quiet = quiet_median(windows)
+    busy = f"{statistics.median(window.value for window in windows):.0f} ms; {busy_text(windows)}"
+    print(f"an epoch's first batch, two threads, comes after {busy if quiet is None else f'{quiet:.0f} ms'}")
+
+
 def ffcv_row(root: Path, *, rounds: int, batches: int) -> str:
     """FFCV's random-resized-crop where it is installed; it has no counterpart of the scale augmentation."""
     try:
@@ -359,3 +384,4 @@ def print_report(root: Path, *, rounds: int, batches: int) -> None:
         print(f"our Python by itself {100 * cost['python_alone'] / bare:.1f} % of it")
     print(ffcv_row(root, rounds=rounds, batches=batches))
     print_scaling(root, rounds=rounds, batches=batches)
+    print_first_wait(root, rounds=rounds)

@@ -36,11 +36,37 @@ def test_report_has_a_figure_for_every_case(
         assert figures[2] < figures[0] < 50
     assert "load average" in output and "FFCV: not measured (ffcv is not installed)" in output
     scaling, stall = (line for line in output.split("\n") if line.startswith(("two threads:", "a step 1.3 times")))
+    assert re.search(
+        r"\nan epoch's first batch, two threads, comes after \d+ ms(; no verdict by the clock: .+)?\n", output
+    )
     assert "times one by CPU time per image" in scaling
     assert ("no verdict by the clock: other programs used" in scaling) != ("times by the clock" in scaling)
     assert re.fullmatch(
         r"a step 1\.3 times slower than the loader waits -?\d+\.\d %(; no verdict by the clock: .+)?", stall
     )
+
+
+def test_no_measurement_meets_the_end_of_an_epoch_and_the_wait_after_one_is_measured_apart(
+    measurements, sample_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurements, "BATCH", 8)
+    config = measurements.config_of(sample_data, "scale")
+    long = measurements.train_split(config)
+    assert long.batches_per_epoch == measurements.EPOCH_BATCHES >= 500
+    files = len(measurements.scan_image_folder(sample_data / "train"))
+    for sample_id in (0, 5):
+        assert long.source.name(sample_id) == long.source.name(sample_id + files)
+        assert long.source.labels[sample_id] == long.source.labels[sample_id + files]
+
+    def two_epochs_of_three() -> Iterator[None]:
+        for number in range(6):
+            if number % 3 == 0:
+                time.sleep(0.05)
+            yield
+
+    stream = two_epochs_of_three()
+    assert min(measurements.first_wait_ms(stream, 3) for _ in range(2)) >= 50
+    assert list(stream) == []
 
 
 def test_a_busy_machine_gives_no_verdict(measurements) -> None:
