@@ -10,14 +10,14 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-import torch.distributed as dist
-
 from unitdist.config import Config
-from unitdist.doctor import screen
-from unitdist.doctor.examine import examine
-from unitdist.doctor.needs import needs_of
-from unitdist.errors import ConfigError, UnitdistError
-from unitdist.world import announce_world
+from unitdist.doctor import probes, screen
+from unitdist.doctor.examine import examine, examine_node
+from unitdist.doctor.finding import Finding
+from unitdist.doctor.needs import Needs, needs_of
+from unitdist.doctor.software import Torch
+from unitdist.errors import ConfigError, TrainingError, UnitdistError
+from unitdist.world import World, announce_world
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,20 +53,36 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     arguments = parse()
     try:
-        needs = needs_of(_config(arguments), data=arguments.data)
+        config = _config(arguments)
         world = announce_world()
+        torch = probes.torch_facts() if world.local_rank == 0 else None
+        has_torch = torch is None or not torch.import_error
+        needs = needs_of(config, data=arguments.data, has_torch=has_torch)
+        if torch is None or has_torch:
+            findings = _examine_job(needs, torch, world, port=arguments.port)
+        else:  # nor can a word be had with other ranks
+            findings = examine_node(needs, torch, world, port=arguments.port)
     except UnitdistError as error:
         print(f"unitdist: error: {error}", file=sys.stderr)
         return error.exit_code
-    if world.size > 1:
-        dist.init_process_group("gloo", timeout=timedelta(minutes=10))
-    findings = examine(needs, world, port=arguments.port)
-    if world.size > 1:
-        dist.destroy_process_group()
-    if world.is_main:
+    if world.is_main or not has_torch:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(screen.as_json(findings) if arguments.json else screen.as_text(findings, colour=colour))
     return 1 if screen.count(findings, "fault") else 0
+
+
+def _examine_job(needs: Needs, torch: Torch | None, world: World, *, port: int | None) -> list[Finding]:
+    """As `examine`, with a process group around it. Raises TrainingError where torch does not import."""
+    if world.size == 1:
+        return examine(needs, torch, world, port=port)
+    try:
+        import torch.distributed as dist  # late: where it fails, the first rank of the node says why
+    except ImportError as error:
+        raise TrainingError(f"rank {world.rank}: torch cannot be imported: {error}") from None
+    dist.init_process_group("gloo", timeout=timedelta(minutes=10))
+    findings = examine(needs, torch, world, port=port)
+    dist.destroy_process_group()
+    return findings
 
 
 def _config(arguments: argparse.Namespace) -> Config | None:

@@ -7,7 +7,7 @@ import socket
 import sys
 from pathlib import Path
 
-from unitdist.doctor import machine, probes, ranks, software
+from unitdist.doctor import machine, probes, software
 from unitdist.doctor.data_folder import check_data
 from unitdist.doctor.finding import Finding, note
 from unitdist.doctor.needs import Needs
@@ -16,14 +16,16 @@ from unitdist.world import World
 _INSTALL = "pip install -c constraints.txt -e ."
 
 
-def examine_node(needs: Needs, world: World, *, port: int | None) -> list[Finding]:
+def examine_node(needs: Needs, torch: software.Torch, world: World, *, port: int | None) -> list[Finding]:
     """Everything about this node. `port`: the rendezvous port that the user named, None: torch's default."""
-    torch = probes.torch_facts()
     return [*check_software(needs, torch), *check_machine(needs, world, gpus=len(torch.gpus), port=port)]
 
 
 def check_software(needs: Needs, torch: software.Torch) -> list[Finding]:
-    packages = probes.package_facts()
+    no_torch = software.check_torch_imports(torch)
+    if no_torch is not None:
+        return [software.check_python(tuple(sys.version_info[:3])), no_torch, *check_without_torch(needs, torch)]
+    packages = probes.package_facts(probes.PACKAGES)
     compiler, error, has_ninja = probes.compiler_facts()
     uses = {
         "torchvision": "decodes for data.loader=torchvision and builds its networks",
@@ -52,6 +54,19 @@ def check_software(needs: Needs, torch: software.Torch) -> list[Finding]:
     ]
     locks = software.check_extension_locks(probes.extension_locks())
     return findings + ([locks] if locks is not None else [])
+
+
+def check_without_torch(needs: Needs, torch: software.Torch) -> list[Finding]:
+    """What can be said of the other software where torch does not import."""
+    compiler, error, has_ninja = probes.compiler_facts()
+    dali = probes.package_facts(("DALI",))["DALI"]
+    return [
+        note(
+            "not seen", f"{', '.join(('GPUs', 'NCCL', *probes.NEED_TORCH))}: they need torch; run the doctor again then"
+        ),
+        software.check_dali(dali, probes.dali_wheels(), torch, required=needs.dali),
+        software.check_compiler(compiler, error, has_ninja=has_ninja, required=needs.compiler),
+    ]
 
 
 def check_triton(package: software.Package, torch: software.Torch) -> Finding:
@@ -94,14 +109,17 @@ def check_machine(needs: Needs, world: World, *, gpus: int, port: int | None) ->
     return findings
 
 
-def examine(needs: Needs, world: World, *, port: int | None) -> list[Finding]:
+def examine(needs: Needs, torch: software.Torch | None, world: World, *, port: int | None) -> list[Finding]:
     """The findings of the whole job, the same on every rank; needs a process group where the world is larger than one.
 
-    One rank of each node looks at the node. Rank 0's node is told in full; of the others what it does not have itself.
+    `torch`: as `probes.torch_facts` has it, on the first rank of each node, which looks at the node; None on the others.
+    Rank 0's node is told in full; of the others what it does not have itself.
     """
-    own = examine_node(needs, world, port=port) if world.local_rank == 0 else []
+    own = [] if torch is None else examine_node(needs, torch, world, port=port)
     if world.size == 1:
         return [*own, note("clocks", "one process; start the doctor under torchrun to compare the clocks of nodes")]
+    from unitdist.doctor import ranks  # needs torch
+
     host = socket.gethostname()
     hosts = ranks.gather(host, world)
     nodes = ranks.gather(own, world)

@@ -30,7 +30,7 @@ def check_disk(free_bytes: int, checkpoint_bytes: int | None, *, files: int) -> 
     if checkpoint_bytes is None:
         if free_bytes < GIB:
             return warning("disk", f"{free} at the run folder", "make room, or choose another run.folder")
-        return note("disk", f"{free}; with --config this is compared with what its checkpoints need")
+        return note("disk", f"{free}; what checkpoints need is compared with --config (and with a torch that works)")
     needed = checkpoint_bytes * files
     text = f"{free}; {files} checkpoints of {checkpoint_bytes / MIB:,.0f} MiB need {needed / GIB:.1f} GiB"
     if free_bytes < needed:

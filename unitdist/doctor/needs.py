@@ -29,13 +29,14 @@ class Needs:
     checkpoint_files: int = 3
 
 
-def needs_of(config: Config | None, *, data: Path | None) -> Needs:
-    """`data` replaces the config's data.path. Raises ConfigError for a config whose network cannot be built."""
+def needs_of(config: Config | None, *, data: Path | None, has_torch: bool = True) -> Needs:
+    """`data` replaces the config's data.path. Without torch nothing is said of checkpoints.
+
+    Raises ConfigError for a config whose network cannot be built.
+    """
     if config is None:
         return Needs(data=data)
     given = config.data
-    from unitdist.train.retention import most_files  # needs more than torch
-
     compiles = config.train.engine == "deepspeed" or config.train.compile or config.model.compile_norm
     return Needs(
         dali=given.loader == "dali",
@@ -48,9 +49,16 @@ def needs_of(config: Config | None, *, data: Path | None) -> Needs:
         train_split=given.train_split,
         val_split=given.val_split,
         image_folder=given.dataset == "image_folder" and given.source == "folder",
-        checkpoint_bytes=checkpoint_bytes(config),
-        checkpoint_files=most_files(config.checkpoint, epochs=config.train.epochs),
+        checkpoint_bytes=checkpoint_bytes(config) if has_torch else None,
+        checkpoint_files=checkpoint_files(config) if has_torch else 0,
     )
+
+
+def checkpoint_files(config: Config) -> int:
+    """Checkpoints that lie on the disk at once."""
+    from unitdist.train.retention import most_files
+
+    return most_files(config.checkpoint, epochs=config.train.epochs)
 
 
 def checkpoint_bytes(config: Config) -> int:

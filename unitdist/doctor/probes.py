@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -19,7 +21,7 @@ TIMEOUT_S = 120
 """For one import. DeepSpeed's takes up to half a minute on a cold disk."""
 
 _TORCH = """
-import ctypes, json, torch, torch.distributed as dist
+import ctypes, json
 driver = None
 try:
     number = ctypes.c_int()
@@ -27,6 +29,10 @@ try:
         driver = [number.value // 1000, number.value % 1000 // 10]
 except OSError:
     pass
+print("driver", json.dumps(driver), flush=True)
+import torch, torch.distributed as dist
+nccl = ".".join(map(str, torch.cuda.nccl.version())) if dist.is_nccl_available() and torch.version.cuda else ""
+print("build", json.dumps([torch.__version__, torch.version.cuda, nccl]), flush=True)
 gpus, error = [], ""
 try:
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -36,9 +42,9 @@ try:
             error = f"GPU {i} computes wrong numbers"
 except Exception as failure:
     error = str(failure).strip().partition("\\n")[0]
-nccl = ".".join(map(str, torch.cuda.nccl.version())) if dist.is_nccl_available() and torch.version.cuda else ""
-print(json.dumps([torch.__version__, torch.version.cuda, nccl, driver, gpus, error]))
+print("gpus", json.dumps([gpus, error]), flush=True)
 """
+"""A line for each stage, so that one that crashes shows how far it came."""
 _IMPORTS = {
     "torchvision": "import torchvision, torchvision.ops",
     "timm": "import timm",
@@ -49,44 +55,60 @@ _IMPORTS = {
 }
 """Name on the screen -> what has to work; the last line that it prints is the package's detail."""
 
+PACKAGES = tuple(_IMPORTS)
+NEED_TORCH = tuple(name for name in PACKAGES if name != "DALI")
+
 _TOGETHER = ("torchvision", "timm", "accelerate", "Triton")
 """Imported in one process, since each imports torch; only where that fails does each get its own."""
 
 
 def torch_facts() -> Torch:
-    """What torch says of itself, the driver and the GPUs. An import that fails stands in `gpu_error`."""
+    """What torch says of itself, the driver and the GPUs; `import_error` or `gpu_error` say where it failed."""
     output, error = run_python(_TORCH)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    stages = dict(line.split(" ", 1) for line in output.splitlines() if line.startswith(("driver ", "build ", "gpus ")))
+    driver = json.loads(stages.get("driver", "null"))
+    driver_cuda = None if driver is None else (driver[0], driver[1])
     devices = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    if error:
+    error = error or "the process ended without a word"  # where a stage is missing
+    if "build" not in stages:
         return Torch(
-            version=version("torch"),
+            version=installed_version("torch") or "",
             cuda=None,
             nccl="",
-            driver_cuda=None,
+            driver_cuda=driver_cuda,
             gpus=(),
-            gpu_error=error,
+            import_error=error,
+            place=torch_place(),
             num_devices=devices,
         )
-    number, cuda, nccl, driver, gpus, gpu_error = json.loads(output)
+    number, cuda, nccl = json.loads(stages["build"])
+    gpus, gpu_error = json.loads(stages["gpus"]) if "gpus" in stages else ((), error)
     return Torch(
         version=number,
         cuda=cuda,
         nccl=nccl,
-        driver_cuda=None if driver is None else (driver[0], driver[1]),
+        driver_cuda=driver_cuda,
         gpus=tuple(gpus),
         gpu_error=gpu_error,
         num_devices=max(devices, len(gpus)),
-        visible=visible,
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
 
 
-def package_facts() -> dict[str, Package]:
+def torch_place() -> str:
+    """The file or folder that `import torch` takes, "" if there is none."""
+    spec = find_spec("torch")  # not imported: this process would share its fate
+    if spec is None:
+        return ""
+    return spec.origin or next(iter(spec.submodule_search_locations or ()), "")
+
+
+def package_facts(names: Sequence[str]) -> dict[str, Package]:
     """Name on the screen -> how it imports; two processes at a time."""
-    together = [name for name in _TOGETHER if installed_version(name.lower())]
+    together = [name for name in names if name in _TOGETHER and installed_version(name.lower())]
     _, error = run_python("; ".join(_IMPORTS[name] for name in together))
     good = {} if error else {name: Package(name=name, version=installed_version(name.lower())) for name in together}
-    rest = [name for name in _IMPORTS if name not in good]
+    rest = [name for name in names if name not in good]
     with ThreadPoolExecutor(max_workers=2) as pool:
         return good | dict(zip(rest, pool.map(_package, rest), strict=True))
 
@@ -113,7 +135,7 @@ def dali_wheels() -> dict[str, str]:
 
 
 def run_python(code: str, *, timeout_s: float = TIMEOUT_S) -> tuple[str, str]:
-    """(output, "") of `code` in a fresh Python, or ("", why it failed: its last line, a signal, or the time limit)."""
+    """(what `code` printed in a fresh Python, why it failed: its last line, a signal, or the time limit; "" if it did not)."""
     try:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code],
@@ -122,13 +144,16 @@ def run_python(code: str, *, timeout_s: float = TIMEOUT_S) -> tuple[str, str]:
             timeout=timeout_s,
             stdin=subprocess.DEVNULL,
         )
-    except subprocess.TimeoutExpired:
-        return "", f"no answer within {timeout_s:g} s"
+    except subprocess.TimeoutExpired as stopped:
+        printed = stopped.stdout or b""  # bytes, whatever `text` says
+        return printed.decode(errors="replace").strip(), f"no answer within {timeout_s:g} s"
+    error = ""
     if done.returncode < 0:
-        return "", f"killed by signal {-done.returncode}"
-    if done.returncode:
-        return "", (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return done.stdout.strip(), ""
+        name = next((known.name for known in signal.Signals if known == -done.returncode), "a real-time signal")
+        error = f"killed by {name} (signal {-done.returncode})"
+    elif done.returncode:
+        error = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return done.stdout.strip(), error
 
 
 def compiler_facts() -> tuple[str | None, str, bool]:

@@ -7,6 +7,8 @@ from unitdist.doctor.finding import Finding, fault, note, ok, warning
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 11)
+_INSTALL = "pip install -c constraints.txt -e ."
+_REINSTALL = "pip install --force-reinstall torch -c constraints.txt, or a fresh virtual environment"
 DALI_WHEELS = ("nvidia-dali-cuda110", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
 
 
@@ -27,6 +29,8 @@ class Torch:
     `driver_cuda`: the newest CUDA that the driver can do, as (13, 0); None without a driver. `gpus`: those that
     torch sees; `gpu_error`: why a computation on one of them failed. `visible`: CUDA_VISIBLE_DEVICES, None if not set.
     `num_devices`: GPUs that the driver lists, whatever torch sees.
+    `import_error`: why torch does not import, "" if it does; then `place` is the file or folder that the import takes, "" for
+    none, `version` that of the installed package, "" for none, and what only torch could tell is empty.
     """
 
     version: str
@@ -35,6 +39,8 @@ class Torch:
     driver_cuda: tuple[int, int] | None
     gpus: tuple[str, ...]
     gpu_error: str = ""
+    import_error: str = ""
+    place: str = ""
     num_devices: int = 0
     visible: str | None = None
 
@@ -51,20 +57,46 @@ def check_python(version: Sequence[int]) -> Finding:
     return ok("Python", text)
 
 
+def check_torch_imports(torch: Torch) -> Finding | None:
+    """None where torch imports."""
+    if not torch.import_error:
+        return None
+    if not torch.place:
+        return fault("torch", "not installed" if not torch.version else torch.import_error, _INSTALL)
+    version = f"{torch.version} " if torch.version else ""
+    if torch.import_error.startswith("killed by"):
+        why = f"{version}crashes when it is imported from {torch.place}: {torch.import_error}"
+    else:
+        why = f"{version}cannot be imported from {torch.place}: {torch.import_error}"
+    return fault("torch", why, _after(torch.import_error))
+
+
+def _after(error: str) -> str:
+    """The remedy for a torch that does not import."""
+    if "SIGKILL" in error:
+        return "memory ran out, or something killed it: dmesg, the container's memory limit"
+    if "SIGILL" in error:
+        return "this CPU lacks instructions that the build uses: install another build (pytorch.org/get-started)"
+    if "SIGBUS" in error:
+        return "look for a full disk or /dev/shm (df -h) and disk errors (dmesg), then: " + _REINSTALL
+    return f"if that is no installed torch, rename it or leave its folder; else {_REINSTALL}"
+
+
 def check_torch(torch: Torch) -> Finding:
     build = f"built for CUDA {torch.cuda}" if torch.cuda else "a build without CUDA"
     driver = f"; the driver can do CUDA {_dotted(torch.driver_cuda)}" if torch.driver_cuda else "; no NVIDIA driver"
     text = f"{torch.version}, {build}{driver}"
     if tuple(int(part) for part in torch.version.split("+")[0].split(".")[:2]) < OLDEST_TORCH:
-        return fault("torch", text, "unitdist needs torch >= 2.11: pip install -c constraints.txt -e .")
+        return fault("torch", text, f"unitdist needs torch >= 2.11: {_INSTALL}")
     return ok("torch", text)
 
 
 def check_gpus(torch: Torch) -> Finding:
     if torch.gpu_error:
+        crashed = torch.gpu_error.startswith("killed by")
         return fault(
             "GPUs",
-            f"a computation on a GPU failed: {torch.gpu_error}",
+            f"{'torch crashed on a GPU' if crashed else 'a computation on a GPU failed'}: {torch.gpu_error}",
             "install a torch build for this GPU and driver (pytorch.org/get-started); look at nvidia-smi and dmesg",
         )
     if torch.gpus:
