@@ -3,6 +3,7 @@
 pixel: rank 1 gets an infinite pixel at step 3, and one bit of one of its weights flips after step 5.
 gradient: rank 1's own gradient has a nan at step 7, before it is reduced; nothing else is wrong.
 full_disk: rank 0 fills the disk of the run folder before step 5.
+monitor: rank 1 cannot read the live monitor's images while the run is built.
 """
 
 import dataclasses
@@ -14,13 +15,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from unitdist.analysis import monitor  # noqa: E402
 from unitdist.config_file import load_config  # noqa: E402
+from unitdist.errors import DataError  # noqa: E402
 from unitdist.train import epoch  # noqa: E402
 from unitdist.train.agreement import reporting_errors  # noqa: E402
 from unitdist.train.loop import train  # noqa: E402
 from unitdist.world import World  # noqa: E402
 
 real = epoch.take_step
+build_val_loader = monitor.build_val_loader
 
 
 def spoil_pixel(run, watcher, batches):
@@ -57,6 +61,15 @@ def fill_disk(run, watcher, batches):
     real(run, watcher, batches)
 
 
-epoch.take_step = {"pixel": spoil_pixel, "gradient": spoil_gradient, "full_disk": fill_disk}[sys.argv[1]]
+def without_images(config, world, **rest):
+    if world.rank == 1:
+        raise DataError("unreadable image, put in by a test")
+    return build_val_loader(config, world, **rest)
+
+
+if sys.argv[1] == "monitor":
+    monitor.build_val_loader = without_images
+else:
+    epoch.take_step = {"pixel": spoil_pixel, "gradient": spoil_gradient, "full_disk": fill_disk}[sys.argv[1]]
 with reporting_errors(World.from_environment(), debug=False):
     train(load_config(sys.argv[2], sys.argv[3:]))

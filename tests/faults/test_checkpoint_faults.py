@@ -164,6 +164,22 @@ def test_final_save_that_fails_is_an_error(small_disk: Path, monkeypatch: pytest
     assert read_checkpoint(small_disk / "a" / "last.pt")["step"] == 8
 
 
+def test_mistake_of_ours_in_the_writers_thread_ends_the_run_with_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a fault put in by a test")
+
+    monkeypatch.setattr("unitdist.train.saving.save_checkpoint", broken)
+    with pytest.raises(CheckpointError, match="writing the checkpoint of step 2 failed with KeyError: 'a fault put in"):
+        train(config(tmp_path, "checkpoint.every_steps=2", "checkpoint.max_failed_saves=9"))
+    run = tmp_path / "a"
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+    log = (run / "logs" / "rank_00000.log").read_text()
+    assert "in broken" in log and log.count("Traceback") == 2
+    assert max(event["step"] for event in record_safely(run)) < 8, "not only at the end of the epoch"
+
+
 def test_read_only_folder_is_found_before_the_data_are_opened(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     wrong_data = load_config(CONFIG, ["data.path=nowhere", f"run.folder={small_disk}", "run.name=a"])
@@ -252,9 +268,14 @@ def test_all_damaged_is_an_error_never_a_fresh_start(tmp_path: Path) -> None:
     for path in run.glob("*.pt"):
         os.truncate(path, 1000)
     before = sorted(path.name for path in run.iterdir())
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole: .*last\.pt is damaged"):
-        train(config(tmp_path), resume="auto")
-    assert sorted(path.name for path in run.iterdir()) == before
+    for state, then in (("running", "failed"), ("finished", "finished")):
+        (run / "status.json").write_text(json.dumps({"state": state, "step": 5, "reason": ""}))
+        with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole: .*last\.pt is damaged"):
+            train(config(tmp_path), resume="auto")
+        assert sorted(path.name for path in run.iterdir()) == before
+        status = json.loads((run / "status.json").read_text())
+        assert (status["state"], status["step"]) == (then, 5)
+        assert ("is whole" in status["reason"]) == (then == "failed")
 
 
 class Payload:

@@ -257,8 +257,25 @@ def test_error_of_the_start_is_in_log_and_summary(tmp_path: Path, monkeypatch: p
         raise ValueError("a fault put in by a test")
 
     monkeypatch.setattr("unitdist.train.build_run.build_monitor", broken)
+    run = tmp_path / "a"
+    run.mkdir()
+    (run / "status.json").write_text('{"state": "starting", "step": 3, "reason": ""}\n')
     with pytest.raises(ValueError, match="a fault put in"):
         train(config(tmp_path))
-    run = tmp_path / "a"
+    status = json.loads((run / "status.json").read_text())
+    assert status == {"state": "failed", "step": 3, "reason": "a fault put in by a test"}
     assert "at step 0 (start): ValueError: a fault put in by a test" in (run / "failure.txt").read_text()
     assert (run / "logs" / "rank_00000.log").read_text().count("Traceback") == 1
+
+
+def test_monitors_images_that_one_rank_cannot_read_end_the_start_of_both_with_one_message(tmp_path: Path) -> None:
+    settings = [*SYNTHETIC, "analysis.every_epochs=1", f"run.folder={tmp_path}"]
+    done = launch([*torchrun(2), str(SPOILED), "monitor", str(CONFIG), *settings], timeout_s=290)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("unitdist")]
+    assert said == ["unitdist [rank 1]: error: unreadable image, put in by a test"], done.stderr[-3000:]
+    run = tmp_path / "a"
+    status = json.loads((run / "status.json").read_text())
+    assert status == {"state": "failed", "step": 0, "reason": "unreadable image, put in by a test"}
+    first = (run / "failure.txt").read_text().splitlines()[1]
+    assert first.startswith("first cause: rank 1 on ") and first.endswith("(start): unreadable image, put in by a test")

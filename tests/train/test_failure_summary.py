@@ -152,9 +152,11 @@ def test_first_time_of_a_phase_has_more_time(tmp_path: Path) -> None:
             limits.append(watchdog.mark.limit_s)
             watchdog.enter("analysis", 1, watched=False)
             limits.append(watchdog.mark.limit_s)
+            watchdog.enter("training", 1, first=True)
+            limits.append(watchdog.mark.limit_s)
         finally:
             watchdog.close()
-    assert limits == [200, 200, 50, 200, 50, None]
+    assert limits == [200, 200, 50, 200, 50, None, 200]
 
 
 def test_agreed_error_of_another_rank_is_not_this_ranks_failure(tmp_path: Path) -> None:

@@ -55,11 +55,18 @@ def test_failures_are_told_once_each_and_counted_in_a_row(asynchronous: bool) ->
     ours.close()
 
 
-def test_our_own_mistake_in_a_write_is_no_failed_save() -> None:
-    ours = writer([])
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_our_own_mistake_in_a_write_ends_the_run_at_once(asynchronous: bool) -> None:
+    told: list[str] = []
+    ours = writer(told, asynchronous=asynchronous)
     ours.start(lambda: {}["a"], step=1)
-    with pytest.raises(KeyError):
-        ours.wait()
+    ours.wait()
+    assert str(ours.failure) == "writing the checkpoint of step 1 failed with KeyError: 'a'"
+    assert ours.gives_up is ours.failure and isinstance(ours.gives_up.__cause__, KeyError)
+    ours.start(lambda: None, step=2)
+    ours.wait()
+    assert ours.failure is None and ours.gives_up is not None and told == []
+    assert ours.lost_steps == {1}
     ours.close()
 
 

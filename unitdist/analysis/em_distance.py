@@ -8,7 +8,8 @@ estimates are K * W at best, comparable between epochs and between layers of one
 Axes: n samples, d units of a flattened output, l directions, c channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from unitdist.analysis.probe import capture_outputs, evaluation_mode
 from unitdist.data.batch import Batch, Loader
 from unitdist.errors import ConfigError, TrainingError
+
+Agreement = Callable[[], AbstractContextManager[None]]
+"""Makes what stands around reading images: with several ranks an error of one of them is then raised by all. nullcontext: it is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +138,11 @@ class _Pair:
 
 
 def _train_critics(
-    pair: _Pair, train: Loader, settings: CriticSettings, group: dist.ProcessGroup | None
+    pair: _Pair, train: Loader, settings: CriticSettings, group: dist.ProcessGroup | None, agreed: Agreement
 ) -> nn.ModuleList:
     batches = _endless(train)
-    first = next(batches)
+    with agreed():
+        first = next(batches)
     outputs = pair.outputs(first)[0]
     silent = [name for name in pair.layer_names if name not in outputs]
     if silent:
@@ -160,22 +165,26 @@ def _train_critics(
             for parameter in parameters:
                 parameter.clamp_(-settings.clip, settings.clip)
         if step + 1 < settings.steps:
-            batch = next(batches)
+            with agreed():
+                batch = next(batches)
     return critics
 
 
 @torch.no_grad()
-def _difference_on(pair: _Pair, critics: nn.ModuleList, test: Loader, group: dist.ProcessGroup | None) -> Tensor:
+def _difference_on(
+    pair: _Pair, critics: nn.ModuleList, test: Loader, group: dist.ProcessGroup | None, agreed: Agreement
+) -> Tensor:
     """Mean over all valid samples and ranks of f_w(new) - f_w(old), one number per layer, float64."""
     device = next(critics.parameters()).device
     sums = torch.zeros(len(critics) + 1, dtype=torch.float64, device=device)
-    for batch in test.iterate(0):
-        old_outputs, new_outputs = pair.outputs(batch)
-        valid_n = batch.valid.double()
-        for i, (critic, name) in enumerate(zip(critics, pair.layer_names, strict=True)):
-            difference_n = critic(as_map(new_outputs[name])) - critic(as_map(old_outputs[name]))
-            sums[i] += (difference_n * valid_n).sum()
-        sums[-1] += valid_n.sum()
+    with agreed():
+        for batch in test.iterate(0):
+            old_outputs, new_outputs = pair.outputs(batch)
+            valid_n = batch.valid.double()
+            for i, (critic, name) in enumerate(zip(critics, pair.layer_names, strict=True)):
+                difference_n = critic(as_map(new_outputs[name])) - critic(as_map(old_outputs[name]))
+                sums[i] += (difference_n * valid_n).sum()
+            sums[-1] += valid_n.sum()
     if dist.is_initialized():
         dist.all_reduce(sums, group=group)
     return sums[:-1] / sums[-1]
@@ -190,13 +199,14 @@ def estimate_em_distances(
     test: Loader,
     settings: CriticSettings | None = None,
     group: dist.ProcessGroup | None = None,
+    agreed: Agreement = nullcontext,
 ) -> dict[str, float]:
     """Algorithm 3 for all named layers at once: layer name -> estimate of (a multiple of) W(new, old).
 
     Both nets run in evaluation mode (running statistics), so an output depends on its own sample alone.
     `train` gives the critics' batches (128 unaugmented training images), the estimate is taken on all of
     `test`. Deterministic by `settings.seed` and the loaders; the global generator is untouched. Under
-    several ranks (equal per-rank batches) critics and estimates are those of the joint batches.
+    several ranks (equal per-rank batches) critics and estimates are those of the joint batches; `agreed` stands around the reading.
 
     Raises ConfigError on unknown layer names, a layer that does not run, different architectures or an empty loader, and
     TrainingError where a layer's outputs are not finite.
@@ -211,8 +221,8 @@ def estimate_em_distances(
     layer_names = list(dict.fromkeys(layer_names))
     pair = _Pair(old, new, layer_names)
     with evaluation_mode(old), evaluation_mode(new):
-        critics = _train_critics(pair, train, settings, group)
-        estimates = _difference_on(pair, critics, test, group).tolist()
+        critics = _train_critics(pair, train, settings, group, agreed)
+        estimates = _difference_on(pair, critics, test, group, agreed).tolist()
     named = dict(zip(layer_names, estimates, strict=True))
     broken = [name for name, estimate in named.items() if estimate != estimate]
     if broken:

@@ -2,13 +2,15 @@
 
 It attaches from outside, runs the bare model in evaluation mode on a fixed set of unaugmented images and
 leaves no trace in it: no gradient, no hook, no draw from a global generator. Moments and distances are those of
-the images of all ranks together. Every method is a collective call: all ranks make it.
+the images of all ranks together. Every method is a collective call: all ranks make it. `agreed` stands around all
+reading of images, so that a rank that cannot read one does not leave the others waiting.
 """
 
 import dataclasses
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +18,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from unitdist.analysis.bounds import alpha_bound
-from unitdist.analysis.em_distance import CriticSettings, estimate_em_distances, random_directions, sliced_em_distance
+from unitdist.analysis.em_distance import (
+    Agreement,
+    CriticSettings,
+    estimate_em_distances,
+    random_directions,
+    sliced_em_distance,
+)
 from unitdist.analysis.moments import Moments, merge_moments, merge_over_ranks, moments_of, no_moments
 from unitdist.analysis.picture import draw_layers
 from unitdist.analysis.probe import (
@@ -73,8 +81,10 @@ class ShiftMonitor:
         every_epochs: int,
         per_unit: bool = False,
         em_distance: "EmDistance | None" = None,
+        agreed: Agreement = nullcontext,
     ) -> None:
         self.layer_names = layer_names
+        self._agreed = agreed
         self._samples = samples
         self._every_epochs = every_epochs
         self._per_unit = per_unit
@@ -153,7 +163,7 @@ class ShiftMonitor:
         def see(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
             self._see(seen[name], name, layer, x[valid_n], output[valid_n])
 
-        with evaluation_mode(model), watch_layers(model, self.layer_names, see):
+        with self._agreed(), evaluation_mode(model), watch_layers(model, self.layer_names, see):
             for batch in self._samples:
                 valid_n = batch.valid.nonzero().flatten()
                 model(batch.images)
@@ -183,9 +193,16 @@ class EmDistance:
     """Alg. 3 between the weights it remembers and a model's present ones; then it remembers these."""
 
     def __init__(
-        self, old: nn.Module, layer_names: list[str], train: Loader, test: Loader, settings: CriticSettings
+        self,
+        old: nn.Module,
+        layer_names: list[str],
+        train: Loader,
+        test: Loader,
+        settings: CriticSettings,
+        agreed: Agreement = nullcontext,
     ) -> None:
         self._old, self._layer_names, self._train, self._test, self._settings = old, layer_names, train, test, settings
+        self._agreed = agreed
 
     def remember(self, model: nn.Module) -> None:
         """Copy the weights of `model`."""
@@ -202,7 +219,13 @@ class EmDistance:
     def estimate(self, model: nn.Module) -> dict[str, float]:
         """Layer name -> estimate since the remembered weights, which the present ones then replace."""
         distances = estimate_em_distances(
-            self._old, model, self._layer_names, train=self._train, test=self._test, settings=self._settings
+            self._old,
+            model,
+            self._layer_names,
+            train=self._train,
+            test=self._test,
+            settings=self._settings,
+            agreed=self._agreed,
         )
         self.remember(model)
         return distances
@@ -232,15 +255,27 @@ def _subset(loader: Loader, num_samples: int, world: World) -> Iterator[Batch]:
         yield dataclasses.replace(batch, valid=batch.valid & (position_n < wanted - block * global_batch_size))
 
 
-def build_monitor(config: Config, model: nn.Module, world: World, *, device: torch.device) -> ShiftMonitor | None:
+def build_monitor(
+    config: Config, model: nn.Module, world: World, *, device: torch.device, agreed: Agreement = nullcontext
+) -> ShiftMonitor | None:
     """The monitor that config.analysis asks for, with `model`'s present weights as its reference; None if never due.
 
     `model` is the bare module, not a wrapped or compiled one. Raises ConfigError on unknown layer names, with
-    the nearest, and where there are too few images.
+    the nearest, and where there are too few images; DataError where an image cannot be read.
     """
-    analysis = config.analysis
-    if analysis.every_epochs == 0:
+    if config.analysis.every_epochs == 0:
         return None
+    with agreed():
+        monitor = _monitor_without_reference(config, model, world, device, agreed)
+    monitor.begin(model)
+    return monitor
+
+
+def _monitor_without_reference(
+    config: Config, model: nn.Module, world: World, device: torch.device, agreed: Agreement
+) -> ShiftMonitor:
+    """No collective call: what fails here may fail on one rank alone."""
+    analysis = config.analysis
     layer_names = list(analysis.layers) or normalization_layers(model)
     check_layer_names(model, [*layer_names, *analysis.em_distance_layers])
     data = dataclasses.replace(config.data, augmentation="none")
@@ -259,17 +294,16 @@ def build_monitor(config: Config, model: nn.Module, world: World, *, device: tor
         train = build_train_loader(data, world, per_rank_batch_size=critic_batch, seed=config.run.seed, device=device)
         test = build_val_loader(data, world, per_rank_batch_size=per_rank_batch_size, device=device)
         settings = CriticSettings(steps=analysis.em_distance_steps, seed=config.run.seed)
-        em_distance = EmDistance(old, list(analysis.em_distance_layers), train, test, settings)
+        em_distance = EmDistance(old, list(analysis.em_distance_layers), train, test, settings, agreed)
     samples = Samples(loader, analysis.num_samples, world)
-    monitor = ShiftMonitor(
+    return ShiftMonitor(
         layer_names,
         samples,
         every_epochs=analysis.every_epochs,
         per_unit=analysis.per_unit,
         em_distance=em_distance,
+        agreed=agreed,
     )
-    monitor.begin(model)
-    return monitor
 
 
 def _layer_values(layer: nn.Module, moments: Moments, inverse_norms: list[Tensor]) -> dict[str, Tensor]:

@@ -139,7 +139,7 @@ class HealthConfig:
     stuck_after_s: float | None = 300
     """A rank without progress for so many seconds ends the job, named and with all stacks in the logs, > 0 (null: never)."""
     stuck_after_first_s: float = 900
-    """The same for whatever is done for the first time (start, compilation, first validation), >= health.stuck_after_s."""
+    """The same for whatever is done for the first time (start, compilation, first validation, new image size), >= health.stuck_after_s."""
 
     def __post_init__(self) -> None:
         require(self.max_in_a_row >= 1, "health.max_in_a_row", ">= 1", self.max_in_a_row)

@@ -80,6 +80,13 @@ def side_of_epoch(config: DataConfig, epoch: int) -> int:
     return max(stage for stage in config.progressive_resizing if stage[0] <= epoch + 1)[1]
 
 
+def side_changes(config: DataConfig, epoch: int) -> bool:
+    """Whether the training images of `epoch`, counted from 0, have another side than those of the epoch before."""
+    if not config.progressive_resizing or epoch == 0:
+        return False
+    return side_of_epoch(config, epoch) != side_of_epoch(config, epoch - 1)
+
+
 def at_side(config: DataConfig, side_px: int) -> DataConfig:
     """The configuration of the stage with this side: the images are smaller, what they show is the same.
 

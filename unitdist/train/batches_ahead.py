@@ -36,12 +36,12 @@ class BatchesAhead:
         steps: int,
         accumulation_steps: int,
     ) -> None:
-        self._batches = loader.iterate(epoch, start_sample=start_sample)
         self._stop, self._watch = stop, watch
         self._accumulation_steps = accumulation_steps
         self._to_fetch = steps
         self._held: deque[list[Batch]] = deque()
         with agreed(world):
+            self._batches = loader.iterate(epoch, start_sample=start_sample)
             for _ in range(STEPS_AHEAD):
                 self._fetch()
 

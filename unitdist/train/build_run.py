@@ -4,6 +4,7 @@ import os
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from unitdist.train.progress import Progress
 from unitdist.train.rank_log import RankLog
 from unitdist.train.resume import check_same_run, job_fingerprint
 from unitdist.train.retention import check_space, go_back_to, read_newest, step_file
-from unitdist.train.run_folder import RunFolder, lock_run_folder, open_run_folder, write_status
+from unitdist.train.run_folder import RunFolder, lock_run_folder, noting_failed_start, open_run_folder, write_status
 from unitdist.train.saving import load
 from unitdist.train.schedule import peak_learning_rate
 from unitdist.train.state import Run, TrainState
@@ -57,12 +58,28 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
             require_wandb()
         folder = open_run_folder(config, resume=resume)
         resources.enter_context(lock_run_folder(folder.path))
-        remove_leftovers(folder.path)
-        folder, checkpoint = find_checkpoint(folder, resume)
-        start = config.model.init_from if checkpoint is None else None
-        return folder, checkpoint, None if start is None else read_weights(Path(start).expanduser())
+        with noting_failed_start(folder.path, world):
+            remove_leftovers(folder.path)
+            folder, checkpoint = find_checkpoint(folder, resume)
+            start = config.model.init_from if checkpoint is None else None
+            return folder, checkpoint, None if start is None else read_weights(Path(start).expanduser())
 
     folder, checkpoint, start_weights = from_rank_zero(world, open_and_read)
+    with noting_failed_start(folder.path, world):
+        return build_in(folder, checkpoint, start_weights, config, engine, split, resources)
+
+
+def build_in(
+    folder: RunFolder,
+    checkpoint: dict[str, Any] | None,
+    start_weights: dict[str, torch.Tensor] | None,
+    config: Config,
+    engine: Engine,
+    split: BatchSplit,
+    resources: ExitStack,
+) -> Run:
+    """`build_run` once the folder is this job's and what lies there is read."""
+    world = engine.world
     stop = StopRequest(world)
     resources.callback(stop.close)
     module = build_network(config, engine, split, folder)  # looks for room on the disk before anything is written there
@@ -132,7 +149,7 @@ def build_run(config: Config, engine: Engine, split: BatchSplit, resume: str | N
     engines.prepare(engine, module, optimizer)
     if config.train.ema_decay is not None:
         run.average = WeightAverage(module, config.train.ema_decay)
-    run.monitor = build_monitor(config, module, world, device=engine.device)
+    run.monitor = build_monitor(config, module, world, device=engine.device, agreed=partial(agreed, world))
     if checkpoint is not None:
         load(run, checkpoint)
         put_folder_in_order(run, checkpoint)

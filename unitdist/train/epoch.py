@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unitdist.data.batch import Batch
+from unitdist.data.progressive import side_changes
 from unitdist.errors import TrainingError
 from unitdist.train import engine as engines
 from unitdist.train.agreement import warn
@@ -29,7 +30,8 @@ def train_epoch(run: Run, watcher: Watch) -> dict[str, float]:
     if config.train.cuda_graph and run.step_graph is None:
         run.step_graph = StepGraph(partial(compute_whole_step, run), CudaRecorder(engine.device))
     steps_done = state.samples // config.data.global_batch_size
-    run.watchdog.enter("data", state.step)
+    new_side = side_changes(config.data, state.epoch)  # pipelines are built anew, the network may be compiled anew
+    run.watchdog.enter("data", state.step, first=new_side)
     batches = BatchesAhead(
         run.train_loader,
         engine.world,
@@ -45,7 +47,8 @@ def train_epoch(run: Run, watcher: Watch) -> dict[str, float]:
             break
         engines.set_learning_rate(engine, learning_rate_of_step(run, state.step))
         torch.manual_seed(step_seed(config.run.seed, state.step, engine.world.rank))
-        run.watchdog.enter("training", state.step)
+        run.watchdog.enter("training", state.step, first=new_side)
+        new_side = False
         take_step(run, watcher, batches.take())
         state.step += 1
         state.samples += config.data.global_batch_size

@@ -8,12 +8,12 @@ from typing import Any
 from unitdist.config import Config
 from unitdist.errors import TrainingError
 from unitdist.train import engine as engines
-from unitdist.train.agreement import from_rank_zero, lost_contact, warn
+from unitdist.train.agreement import from_rank_zero, lost_contact
 from unitdist.train.batch_split import split_batch
 from unitdist.train.build_run import build_run
 from unitdist.train.epoch import train_epoch
 from unitdist.train.health import Watch
-from unitdist.train.run_folder import write_status
+from unitdist.train.run_folder import note_failure, write_status
 from unitdist.train.saving import save, wait_for_saves
 from unitdist.train.state import Run, learning_rate_of_step
 from unitdist.train.stopping import Stopped
@@ -44,8 +44,7 @@ def train(config: Config, *, resume: str | None = None) -> Path:
             raise error from None
         except Exception as error:
             run.watchdog.failed(error, lost_contact=isinstance(error, RuntimeError) and lost_contact(error))
-            if world.is_main:
-                note_failure(run, error)
+            note_failure(run.folder.path, world, error, step=run.state.step)
             raise
         if world.is_main:
             state = "evaluating" if config.evaluation.protocols else "finished"  # the caller evaluates
@@ -55,14 +54,6 @@ def train(config: Config, *, resume: str | None = None) -> Path:
             run.board.finish()
     engine.barrier()
     return run.folder.path
-
-
-def note_failure(run: Run, error: Exception) -> None:
-    """status.json says "failed"; where the disk is full it cannot, and stderr says that too."""
-    try:
-        write_status(run.folder.path, "failed", step=run.state.step, reason=str(error))
-    except OSError as second:
-        warn(run.engine.world, f"status.json in {run.folder.path} still says what it said before: {second}")
 
 
 def run_to_its_end(run: Run) -> None:

@@ -1,15 +1,18 @@
 """The run's folder: config, checkpoints, metrics and logs, owned by one job at a time."""
 
+import contextlib
 import fcntl
 import json
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from unitdist.config import Config
 from unitdist.errors import ConfigError
+from unitdist.train.agreement import warn
 from unitdist.train.retention import holds_a_run
 from unitdist.world import World
 
@@ -74,11 +77,42 @@ def write_status(path: Path, state: str, *, step: int, reason: str = "") -> None
     temporary.replace(path / "status.json")
 
 
+def note_failure(path: Path, world: World, error: Exception, *, step: int) -> None:
+    """By rank 0: status.json says "failed". Where the disk is full it cannot, and stderr says that too."""
+    if not world.is_main:
+        return
+    try:
+        write_status(path, "failed", step=step, reason=str(error))
+    except OSError as second:
+        warn(world, f"status.json in {path} still says what it said before: {second}")
+
+
+@contextlib.contextmanager
+def noting_failed_start(path: Path, world: World) -> Iterator[None]:
+    """Around what precedes the first step of a start, once the folder is locked: an error is noted in status.json at the step that
+    an earlier start reached. A run that was finished stays so: nothing in it has changed."""
+    try:
+        yield
+    except Exception as error:
+        before = read_status(path)
+        if before.get("state") != "finished":
+            note_failure(path, world, error, step=before.get("step", 0))
+        raise
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """status.json as it is; {} where there is none, or half of one: a launcher's script may write it in place."""
+    try:
+        content: dict[str, Any] = json.loads((path / "status.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return content
+
+
 def finish_status(path: Path, world: World) -> None:
     """status.json from "evaluating" to "finished", by rank 0, once the protocols at the end of training are done."""
     if world.is_main:
-        step = json.loads((path / "status.json").read_text())["step"]
-        write_status(path, "finished", step=step)
+        write_status(path, "finished", step=read_status(path)["step"])
 
 
 def lock_run_folder(path: Path) -> IO[str]:

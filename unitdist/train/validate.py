@@ -38,8 +38,6 @@ def validate(
     for _ in range(loader.batches_per_epoch):
         if stop is not None:
             stop.check()
-        if watchdog is not None:
-            watchdog.again()
         if failure is not None:
             continue  # the other ranks go on until they know, and meet in check()
         try:
@@ -59,6 +57,8 @@ def validate(
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         counts += torch.stack([(top[:, 0] & valid).sum(), (top.any(1) & valid).sum(), valid.sum()])
         loss_sum += (losses * valid).sum().double()
+        if watchdog is not None:
+            watchdog.again()
     module.train(was_training)
     with agreed(engine.world):  # a failure in the last batches, which no check() has told yet
         if failure is not None:

@@ -63,11 +63,15 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
-    def enter(self, phase: str, step: int, *, watched: bool = True) -> None:
-        """The training thread now begins `phase` of optimizer step `step`. `watched` False: it may take as long as it likes."""
+    def enter(self, phase: str, step: int, *, watched: bool = True, first: bool = False) -> None:
+        """The training thread now begins `phase` of optimizer step `step`. `watched` False: it may take as long as it likes.
+
+        `first`: what it does is done for the first time (compilation for another image size, say), though the phase is not new.
+        """
         self._finished_phases.add(self.mark.phase)
         config = self._config
-        limit_s = config.stuck_after_s if phase in self._finished_phases else config.stuck_after_first_s
+        first = first or phase not in self._finished_phases
+        limit_s = config.stuck_after_first_s if first else config.stuck_after_s
         self.mark = Mark(phase=phase, step=step, since=time.monotonic(), limit_s=limit_s if watched else None)
 
     def again(self) -> None:

@@ -8,7 +8,8 @@ from unitdist.errors import CheckpointError
 
 
 class CheckpointWriter:
-    """Runs one write at a time. A failed one is told through `tell` and counted; training decides what follows.
+    """Runs one write at a time. One that fails with CheckpointError is told through `tell` and counted; training decides what follows.
+    Any other error in a write is a mistake of ours: `gives_up` at once.
 
     `failed_in_a_row` is how many of the newest saves failed, `lost_steps` the steps whose save failed, `stall_s` the seconds for
     which training stood still for saves.
@@ -22,6 +23,7 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint") if asynchronous else None
         self._pending: Future[None] | None = None
         self._failure: CheckpointError | None = None
+        self._mistake: CheckpointError | None = None
 
     def start(self, write: Callable[[], None], *, step: int) -> None:
         """Call `write` in the background, once the write before it has ended; here and now where that was asked for."""
@@ -34,7 +36,7 @@ class CheckpointWriter:
         try:
             write()
             self._pending.set_result(None)
-        except CheckpointError as error:
+        except Exception as error:
             self._pending.set_exception(error)
         self.wait()
 
@@ -55,6 +57,13 @@ class CheckpointWriter:
             self.lost_steps.add(self._step)
             self.failed_in_a_row += 1
             self._tell(f"{error}; failed saves in a row: {self.failed_in_a_row} of {self._max_failed_saves} allowed")
+        except Exception as error:
+            mistake = CheckpointError(
+                f"writing the checkpoint of step {self._step} failed with {type(error).__name__}: {error}"
+            )
+            mistake.__cause__ = error  # so its traceback is in the log
+            self._failure = self._mistake = mistake
+            self.lost_steps.add(self._step)
         else:
             self._failure, self.failed_in_a_row = None, 0
             self.lost_steps.discard(self._step)
@@ -66,7 +75,9 @@ class CheckpointWriter:
 
     @property
     def gives_up(self) -> CheckpointError | None:
-        """The error that ends the run: as many saves in a row have failed as are allowed."""
+        """The error that ends the run: as many saves in a row have failed as are allowed, or one by a mistake of ours."""
+        if self._mistake is not None:
+            return self._mistake
         if self._failure is None or self.failed_in_a_row < self._max_failed_saves:
             return None
         return CheckpointError(
