@@ -37,6 +37,11 @@ def test_audit_finds_a_repeated_sample(sample_data: Path, run_data: RunData, mon
     assert code == 1 and "images twice" in error
 
 
+def test_audit_of_no_step_is_an_error(sample_data: Path, run_data: RunData) -> None:
+    code, output, error = run_data("audit", sample_data, "--world", 64, "--batch", 4)
+    assert (code, output) == (2, "") and "has 192 images, a step of 64 ranks x 4 takes 256" in error
+
+
 def test_stats_are_those_of_the_pixels_and_a_picture_is_drawn(
     sample_data: Path, tmp_path: Path, run_data: RunData
 ) -> None:
@@ -56,8 +61,10 @@ def test_stats_are_those_of_the_pixels_and_a_picture_is_drawn(
 def test_bench_prints_a_line_per_source_and_number_of_threads(
     sample_data: Path, tmp_path: Path, run_data: RunData
 ) -> None:
-    code, _, error = run_data("bench", sample_data, "--images", 192, "--threads", 1, 2)
-    assert code == 2 and error == "error: the split and --images must hold at least 256 images\n"
+    for images, number in ((2048, 192), (100, 100)):
+        code, output, error = run_data("bench", sample_data, "--images", images, "--threads", 1, 2)
+        assert (code, output) == (2, "")
+        assert error.endswith(f"and --images {images}: {number} images to read; at least 256 are needed\n")
     for number in range(2):
         shutil.copytree(sample_data / "train", tmp_path / "train" if number == 0 else tmp_path / "more")
     for path in list((tmp_path / "more").glob("*/*")):

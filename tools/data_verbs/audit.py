@@ -62,6 +62,11 @@ def run(options: argparse.Namespace) -> int:
     if min(options.world, options.batch, options.epochs) < 1:
         raise ConfigError("--world, --batch and --epochs must be >= 1")
     source = open_source(DataConfig(source=options.source), options.folder / options.split)
+    if len(source) < options.world * options.batch:
+        raise ConfigError(
+            f"{options.folder / options.split} has {len(source):,} images, a step of {options.world} ranks x {options.batch} takes "
+            f"{options.world * options.batch:,}: no step to look at; lower --world or --batch"
+        )
     for epoch in range(options.epochs):
         left_out = audit_training(source, options.world, options.batch, options.seed, epoch)
         steps = len(source) // (options.world * options.batch)
@@ -69,5 +74,5 @@ def run(options: argparse.Namespace) -> int:
             f"epoch {epoch}: {steps} steps x {options.world} ranks x {options.batch} images, none twice, {left_out} left out"
         )
     audit_validation(source, options.world, options.batch)
-    print(f"validation: each of {len(source):,} images exactly once on {options.world} ranks")
+    print(f"read as for validation: each of {len(source):,} images exactly once on {options.world} ranks")
     return 0

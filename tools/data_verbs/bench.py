@@ -61,8 +61,6 @@ def pipeline_speed(config: DataConfig, images: int) -> tuple[float, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = build_train_loader(config, World.single(), per_rank_batch_size=BATCH, seed=0, device=device)
     batches = min(images // BATCH, loader.batches_per_epoch)
-    if batches < 4:
-        raise ConfigError(f"the split and --images must hold at least {4 * BATCH} images")
     iterator = loader.iterate(0)
     for _ in range(2):
         next(iterator)
@@ -78,11 +76,19 @@ def pipeline_speed(config: DataConfig, images: int) -> tuple[float, float]:
 def run(options: argparse.Namespace) -> int:
     if min(options.threads) < 1:
         raise ConfigError("--threads must be >= 1")
+    sources = present_sources(options.folder, options.split)
+    images = min(
+        options.images, *(len(open_source(DataConfig(source=name), options.folder / options.split)) for name in sources)
+    )
+    if images < 4 * BATCH:
+        raise ConfigError(
+            f"{options.folder / options.split} and --images {options.images}: {images} images to read; at least {4 * BATCH} are needed"
+        )
     print(f"{os.cpu_count()} cores; {options.images} images per line, batches of {BATCH}")
     print("| source | threads | reading img/s | reading MB/s | pipeline img/s | pipeline CPU ms/img |")
     print("| --- | --- | --- | --- | --- | --- |")
     best: tuple[float, str, int] = (0.0, "", 0)
-    for name in present_sources(options.folder, options.split):
+    for name in sources:
         for threads in options.threads:
             config = DataConfig(
                 path=str(options.folder),
