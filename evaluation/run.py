@@ -128,6 +128,12 @@ def _evaluate(
             for name, plan in plans.items()
         ]
         say(console_table(results, network.name, network.norm))
+        if scored.broken:
+            first = min(scored.broken)
+            say(
+                f"left out: {len(scored.broken):,} of {len(images):,} images, which cannot be decoded; "
+                f"first: {images.source.name(first)}: {scored.broken[first]}"
+            )
         if folder is not None:
             seconds = time.perf_counter() - started
             for remark in _write(folder, results, scored, images, fingerprint, network, options, seconds, ranks.world):

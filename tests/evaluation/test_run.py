@@ -205,6 +205,13 @@ def test_broken_images_are_counted_and_named(
     assert all(entry["reason"] for entry in report["broken"])
 
 
+def test_broken_images_that_are_left_out_are_said_aloud(tiny_net: nn.Module, broken_val: Path) -> None:
+    said: list[str] = []
+    evaluate(tiny_net, broken_val, protocols="single", device="cpu", options=options(on_broken="skip"), say=said.append)
+    first = sorted(broken_val.rglob("*_00*.jpg"))[3]
+    assert said[1].startswith(f"left out: 2 of 34 images, which cannot be decoded; first: {first}: ")
+
+
 @pytest.mark.parametrize("loader", ["torchvision", "dali"])
 def test_broken_images_are_an_error_by_default(
     loader: str, tiny_net: nn.Module, broken_val: Path, capfd: pytest.CaptureFixture[str]
