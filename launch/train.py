@@ -1,7 +1,8 @@
 """Train a network: `torchrun launch/train.py --config imagenet_r101_unit.yaml [section.key=value ...]`.
 
 `python`, `torchrun`, `accelerate launch` and `deepspeed` all start this script; a bare config name is found in configs/.
-Exit code 2: something in the command or config cannot be used; 1: anything else went wrong.
+Exit code 2: something in the command or config cannot be used; 75: stopped by a signal after saving (0 under torchrun); 1: anything
+else went wrong.
 """
 
 import argparse

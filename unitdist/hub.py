@@ -55,7 +55,7 @@ def export_checkpoint(
     counted. `evaluation`: a report.json of the evaluation module. Raises ConfigError when the checkpoint has no
     averaged weights, CheckpointError when its weights are not this config's network.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     source = (
         "model_ema" if weights == "auto" and checkpoint["model_ema"] is not None else weights.replace("auto", "model")
@@ -68,7 +68,8 @@ def export_checkpoint(
     load_model_state(model, state, "the checkpoint")
     folder.mkdir(parents=True, exist_ok=True)
     weights_file = folder / WEIGHTS_FILE
-    save_file({name: value.contiguous() for name, value in state.items()}, weights_file, metadata={"format": "pt"})
+    content = save({name: value.contiguous() for name, value in state.items()}, metadata={"format": "pt"})
+    weights_file.write_bytes(content)  # safetensors' own `save_file` makes a file that only its owner may read
     description = {
         "format": FORMAT,
         "unitdist_version": checkpoint["versions"]["unitdist"],

@@ -134,6 +134,10 @@ def test_onnx_file_gives_the_same_logits(exported: tuple[Path, nn.Module]) -> No
     torch.testing.assert_close(found, model(images(80)).detach(), rtol=1e-4, atol=1e-4)
 
 
+def test_whoever_may_read_the_folder_may_read_every_file(exported: tuple[Path, nn.Module]) -> None:
+    assert len({file.stat().st_mode for file in exported[0].iterdir()}) == 1
+
+
 def test_config_json_says_what_a_user_needs(exported: tuple[Path, nn.Module]) -> None:
     description = hub.read_description(exported[0])
     assert description["classes"] == ["bird", "cat", "dog"]
