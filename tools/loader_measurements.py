@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,15 @@ from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
 from unitdist.config import DataConfig
-from unitdist.data.dali_graph import graph_inputs, normalized_windows
+from unitdist.data.dali_graph import (
+    GraphSettings,
+    graph_inputs,
+    graph_outputs,
+    regions,
+    squares,
+    window_axes,
+    window_types,
+)
 from unitdist.data.dali_loader import DaliLoader
 from unitdist.data.index import scan_image_folder
 from unitdist.data.reading import read_ahead, read_batch
@@ -108,9 +117,7 @@ def epochs(loader: DaliLoader) -> Iterator[object]:
 def bare_pipeline(config: DataConfig) -> Case:
     """The same operators on the same windows, prepared before, with DALI's own file reader: what nobody can avoid."""
 
-    def batches() -> Iterator[object]:
-        split = train_split(config)
-        settings = DaliLoader(split, CPU).settings
+    def outputs(split: Split, settings: GraphSettings) -> Iterator[Any]:
         plan = split.plan(0, 0).sample_ids[:BARE_BATCHES]
         windows = []
         for sample_ids in plan:
@@ -122,15 +129,21 @@ def bare_pipeline(config: DataConfig) -> Case:
             encoded, _ = fn.readers.file(files=[split.source.name(i) for i in plan.reshape(-1)])
             *window, flip = fn.external_source(
                 source=lambda: windows[next(position) % len(windows)],
-                num_outputs=5,
+                num_outputs=1 + len(window_axes(settings)),
                 batch=True,
-                dtype=[types.INT32, types.INT32, types.FLOAT, types.FLOAT, types.INT32],
-                ndim=[1, 1, 1, 1, 0],
+                dtype=[*window_types(settings), types.INT32],
+                ndim=[*window_axes(settings), 0],
             )
-            pipeline.set_outputs(normalized_windows(settings, encoded, window, flip))
+            pipeline.set_outputs(*graph_outputs(settings, encoded, window, flip))
         pipeline.build()
         while True:
-            yield torch.utils.dlpack.from_dlpack(pipeline.run()[0].as_tensor())
+            yield pipeline.run()
+
+    def batches() -> Iterator[object]:
+        split = train_split(config)
+        loader = DaliLoader(split, CPU)
+        run = outputs(split, loader.settings)
+        return loader.resampler.run(map(regions, run)) if loader.settings.yields_regions else map(squares, run)
 
     return batches
 

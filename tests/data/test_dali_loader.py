@@ -3,6 +3,7 @@
 import io
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +50,14 @@ def test_every_world_size_sees_the_same_samples_and_pixels_in_the_same_order(
         assert torch.equal(job_images, images)
 
 
+@pytest.mark.parametrize("augmentation", ["scale", "random_resized_crop"])
 def test_resume_anywhere_gives_the_same_batches_bit_for_bit(
-    small_config: MakeConfig, build_loader: BuildLoader
+    small_config: MakeConfig, build_loader: BuildLoader, augmentation: str
 ) -> None:
-    whole = list(build_loader(small_config(), rank=1, size=2, batch=8).iterate(3))
+    whole = list(build_loader(small_config(augmentation=augmentation), rank=1, size=2, batch=8).iterate(3))
     assert len(whole) == 12
-    resumed = build_loader(small_config(num_threads=2, prefetch_batches=3), rank=1, size=2, batch=8)
+    other = small_config(augmentation=augmentation, num_threads=2, prefetch_batches=3)
+    resumed = build_loader(other, rank=1, size=2, batch=8)
     for step in (0, 1, 7, 11, 12):
         rest = list(resumed.iterate(3, start_sample=step * 16))
         assert len(rest) == 12 - step
@@ -73,8 +76,11 @@ def test_another_world_size_continues_with_the_remaining_samples(
     assert torch.equal(job_images, images[60:])
 
 
-def test_leaving_an_epoch_early_does_not_disturb_the_next(small_config: MakeConfig, build_loader: BuildLoader) -> None:
-    loader = build_loader(small_config(), batch=16)
+@pytest.mark.parametrize("augmentation", ["scale", "random_resized_crop"])
+def test_leaving_an_epoch_early_does_not_disturb_the_next(
+    small_config: MakeConfig, build_loader: BuildLoader, augmentation: str
+) -> None:
+    loader = build_loader(small_config(augmentation=augmentation), batch=16)
     expected = list(loader.iterate(1))
     iterator = loader.iterate(0)
     next(iterator)
@@ -139,15 +145,28 @@ def refused_by_decoders_only(path: Path) -> None:
     path.write_bytes(data.replace(b"\xff\xdb", b"\xff\xfe"))
 
 
-@pytest.mark.parametrize("damage", [cut_file, refused_by_decoders_only, Path.unlink])
+@pytest.mark.parametrize(
+    ("damage", "augmentation"),
+    [
+        (cut_file, "scale"),
+        (refused_by_decoders_only, "scale"),
+        (refused_by_decoders_only, "random_resized_crop"),
+        (Path.unlink, "scale"),
+    ],
+)
 def test_unreadable_jpeg_stops_with_its_name_or_is_replaced_within_its_class(
-    sample_data: Path, tmp_path: Path, small_config: MakeConfig, build_loader: BuildLoader, damage: Callable
+    sample_data: Path,
+    tmp_path: Path,
+    small_config: MakeConfig,
+    build_loader: BuildLoader,
+    damage: Callable,
+    augmentation: str,
 ) -> None:
     root = copy_train(sample_data, tmp_path / "data")
     victim = root / "train" / "coffee" / "coffee_0003.jpg"
-    stopping = build_loader(small_config(path=str(root)), batch=16)
-    replacing = build_loader(small_config(path=str(root), on_broken="replace", max_broken_share=0.01), batch=16)
-    resumed = build_loader(small_config(path=str(root), on_broken="replace", max_broken_share=0.01), batch=16)
+    stops = small_config(path=str(root), augmentation=augmentation)
+    replaces = replace(stops, on_broken="replace", max_broken_share=0.01)
+    stopping, replacing, resumed = (build_loader(config, batch=16) for config in (stops, replaces, replaces))
     untouched = list(replacing.iterate(0))
     damage(victim)
     with pytest.raises(DataError, match=rf"^unreadable image {victim} \(.+\); repair or remove it"):

@@ -18,7 +18,8 @@ from unitdist.config import DataConfig
 from unitdist.data.batch import Loader
 from unitdist.data.geometry import CropThenResize, ResizeThenCrop
 from unitdist.data.header import UnreadableImage
-from unitdist.data.torchvision_loader import copy_ahead, cut_window, decode_rgb, uint8_normalization
+from unitdist.data.torchvision_loader import cut_window, decode_rgb
+from unitdist.data.transfer import copy_ahead, uint8_normalization
 from unitdist.errors import DataError
 
 MakeConfig = Callable[..., DataConfig]

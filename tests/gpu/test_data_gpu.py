@@ -52,6 +52,15 @@ def test_cpu_decoding_for_a_gpu_gives_the_cpus_pixels(sample_data: Path) -> None
         assert ((gpu.images.cpu() - cpu.images).abs() * STD255).max() < 0.01
 
 
+def test_random_resized_crops_of_the_cpu_are_sent_and_normalized_on_the_gpu(sample_data: Path) -> None:
+    changes = {"augmentation": "random_resized_crop"}
+    on_cpu = batches_of(sample_data, "cpu", **changes)
+    for cpu, gpu in zip(on_cpu, batches_of(sample_data, "cuda", gpu_decode=False, **changes), strict=True):
+        assert gpu.sample_ids.tolist() == cpu.sample_ids.tolist()
+        assert gpu.images.is_cuda and gpu.images.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(gpu.images.cpu(), cpu.images, atol=1e-5, rtol=1e-5)
+
+
 def test_torchvision_batches_copied_ahead_are_the_cpus(sample_data: Path) -> None:
     on_cpu = batches_of(sample_data, "cpu", loader="torchvision")
     for cpu, gpu in zip(on_cpu, batches_of(sample_data, "cuda", loader="torchvision"), strict=True):

@@ -1,7 +1,8 @@
 """DALI: one pipeline definition for CPU (device_id=None) and GPU, fed with bytes and geometry from Python.
 
-DALI decodes, resamples and normalizes; it draws nothing and reads nothing. Order, files and windows come from our own
-modules, which is why a loader needs no DALI checkpoint: every batch is a function of (seed, epoch, position).
+DALI decodes, resamples and normalizes, but for windows that are whole regions on the CPU (resample.py); it draws nothing
+and reads nothing. Order, files and windows come from our own modules, which is why a loader needs no DALI checkpoint:
+every batch is a function of (seed, epoch, position).
 """
 
 from collections import deque
@@ -24,6 +25,7 @@ from unitdist.data.reading import (
     read_ahead,
     unreadable_error,
 )
+from unitdist.data.resample import Regions
 from unitdist.errors import DataError
 
 GeometryOf = Callable[[Ints, Ints], Geometry]
@@ -54,6 +56,16 @@ class GraphSettings:
     set_affinity: bool = False
 
     @property
+    def decodes_on_gpu(self) -> bool:
+        """The decoder and all that follows run on the GPU."""
+        return self.device_id is not None and self.gpu_decode
+
+    @property
+    def yields_regions(self) -> bool:
+        """The pipeline ends with the decoded regions on the CPU, for a Resampler; otherwise with normalized squares."""
+        return self.crop_then_resize and not self.decodes_on_gpu
+
+    @property
     def by_region(self) -> bool:
         """The window reaches the pipeline as a region of the image, not as a resize of all of it."""
         return self.roi_decode or self.crop_then_resize
@@ -62,7 +74,7 @@ class GraphSettings:
 def _decode_arguments(settings: GraphSettings) -> dict[str, Any]:
     """Options that make every DALI decoder agree with libjpeg as Pillow and torchvision use it."""
     arguments: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False, "use_fast_idct": False}
-    if settings.device_id is None or not settings.gpu_decode:
+    if not settings.decodes_on_gpu:
         return arguments | {"device": "cpu"}
     # Without fancy upsampling nvJPEG's colours differ from libjpeg's, and with them the accuracy.
     return arguments | {
@@ -72,18 +84,22 @@ def _decode_arguments(settings: GraphSettings) -> dict[str, Any]:
     }
 
 
+def _regions(settings: GraphSettings, encoded: Any, start: Any, shape: Any) -> Any:
+    """(h, w, C) uint8: one region of each image, decoded alone where roi_decode."""
+    if settings.roi_decode:
+        region = {"start": start, "shape": shape, "axes": [0, 1]}
+        return fn.decoders.image_slice(encoded, **region, **_decode_arguments(settings))
+    image = fn.decoders.image(encoded, **_decode_arguments(settings))
+    return fn.slice(image, start=start, shape=shape, axes=[0, 1])
+
+
 def _resampled(settings: GraphSettings, encoded: Any, window: list[Any]) -> Any:
     """(H, W, C) uint8 squares. window: the arrays that graph_inputs returns for the same settings and geometry."""
     side = settings.side_px
     resample = {"interp_type": types.INTERP_LINEAR, "antialias": True}
     if settings.by_region:
         start, shape, roi_start, roi_end = window
-        if settings.roi_decode:
-            region = {"start": start, "shape": shape, "axes": [0, 1]}
-            image = fn.decoders.image_slice(encoded, **region, **_decode_arguments(settings))
-        else:
-            image = fn.decoders.image(encoded, **_decode_arguments(settings))
-            image = fn.slice(image, start=start, shape=shape, axes=[0, 1])
+        image = _regions(settings, encoded, start, shape)
         return fn.resize(image, size=[side, side], roi_start=roi_start, roi_end=roi_end, **resample)
     resized_hw, position_y, position_x = window
     image = fn.decoders.image(encoded, **_decode_arguments(settings))
@@ -92,12 +108,14 @@ def _resampled(settings: GraphSettings, encoded: Any, window: list[Any]) -> Any:
     )
 
 
-def normalized_windows(settings: GraphSettings, encoded: Any, window: list[Any], flip: Any) -> Any:
-    """The graph behind the inputs: (H, W, C) float32 squares, mirrored where flip, normalized."""
+def graph_outputs(settings: GraphSettings, encoded: Any, window: list[Any], flip: Any) -> list[Any]:
+    """The graph behind the inputs: regions and flip, or (H, W, C) float32 squares, mirrored where flip, normalized."""
+    if settings.yields_regions:
+        return [_regions(settings, encoded, *window), flip]
     image = _resampled(settings, encoded, window)
     if settings.device_id is not None and not settings.gpu_decode:
         image = image.gpu()  # as uint8: a quarter of the floats
-    return fn.crop_mirror_normalize(
+    normalized = fn.crop_mirror_normalize(
         image,
         mirror=flip,
         mean=[255 * value for value in settings.mean],
@@ -105,6 +123,7 @@ def normalized_windows(settings: GraphSettings, encoded: Any, window: list[Any],
         dtype=types.FLOAT,
         output_layout="HWC",
     )
+    return [normalized]
 
 
 def graph_inputs(settings: GraphSettings, geometry: Geometry, size_hw: Ints) -> list[np.ndarray[Any, Any]]:
@@ -113,6 +132,8 @@ def graph_inputs(settings: GraphSettings, geometry: Geometry, size_hw: Ints) -> 
     if settings.by_region:
         region = decode_region(geometry, size_hw, settings.side_px)
         start, shape = region.start_yx.astype(np.int32), region.shape_hw.astype(np.int32)
+        if settings.yields_regions:
+            return [start, shape, flip]
         return [start, shape, region.roi_start_yx, region.roi_end_yx, flip]
     # DALI wants the crop's place as a share of the free space and rounds back to the whole pixel that it came from.
     assert isinstance(geometry, ResizeThenCrop)
@@ -121,8 +142,23 @@ def graph_inputs(settings: GraphSettings, geometry: Geometry, size_hw: Ints) -> 
     return [geometry.resized_hw.astype(np.float32), share[:, 0].copy(), share[:, 1].copy(), flip]
 
 
+def window_types(settings: GraphSettings) -> list[types.DALIDataType]:
+    """Types of the window's arrays, in the order of graph_inputs."""
+    if not settings.by_region:
+        return [types.FLOAT] * 3
+    region = [types.INT32, types.INT32]
+    return region if settings.yields_regions else [*region, types.FLOAT, types.FLOAT]
+
+
+def window_axes(settings: GraphSettings) -> list[int]:
+    """Axes of the window's arrays behind the sample's, in the order of graph_inputs."""
+    if not settings.by_region:
+        return [1, 0, 0]
+    return [1, 1] if settings.yields_regions else [1, 1, 1, 1]
+
+
 def build_pipeline(settings: GraphSettings, source: Callable[[], list[Any]]) -> Pipeline:
-    """The pipeline: encoded images -> (N, H, W, C) float32, normalized. source raises StopIteration at the end."""
+    """The pipeline: encoded images -> graph_outputs. source raises StopIteration at the end."""
     pipeline = Pipeline(
         batch_size=settings.batch_size,
         num_threads=settings.num_threads,
@@ -130,18 +166,16 @@ def build_pipeline(settings: GraphSettings, source: Callable[[], list[Any]]) -> 
         prefetch_queue_depth=settings.prefetch_batches,
         set_affinity=settings.set_affinity and settings.device_id is not None,
     )
-    window_types = [types.INT32, types.INT32, types.FLOAT, types.FLOAT] if settings.by_region else [types.FLOAT] * 3
-    window_axes = [1, 1, 1, 1] if settings.by_region else [1, 0, 0]
     with pipeline:
         encoded, *window, flip = fn.external_source(
             source=source,
-            num_outputs=2 + len(window_axes),
+            num_outputs=2 + len(window_axes(settings)),
             batch=True,
             no_copy=True,
-            dtype=[types.UINT8, *window_types, types.INT32],
-            ndim=[1, *window_axes, 0],
+            dtype=[types.UINT8, *window_types(settings), types.INT32],
+            ndim=[1, *window_axes(settings), 0],
         )
-        pipeline.set_outputs(normalized_windows(settings, encoded, window, flip))
+        pipeline.set_outputs(*graph_outputs(settings, encoded, window, flip))
     pipeline.build()
     return pipeline
 
@@ -184,19 +218,19 @@ class ImagePipeline:
         self._pipeline: Pipeline | None = None
         self.broken = BrokenCount(source, policy)
 
-    def run(self, sample_ids: Ints, geometry_of: GeometryOf) -> Iterator[torch.Tensor]:
-        """Yield normalized images (b, C, H, W) in channels_last strides for each row of sample_ids (batches, b)."""
+    def run(self, sample_ids: Ints, geometry_of: GeometryOf) -> Iterator[Any]:
+        """Yield DALI's outputs for each row of sample_ids (batches, b): for squares(), or for regions()."""
         refused: dict[int, str] = {}
         done = 0
         while done < len(sample_ids):
             try:
-                for images in self._attempt(sample_ids[done:], geometry_of, refused):
+                for outputs in self._attempt(sample_ids[done:], geometry_of, refused):
                     done += 1
-                    yield images
+                    yield outputs
             except RuntimeError as error:  # DALI's answer to whatever goes wrong in an operator
                 refused |= self._find_refused(geometry_of, error)
 
-    def _attempt(self, sample_ids: Ints, geometry_of: GeometryOf, refused: dict[int, str]) -> Iterator[torch.Tensor]:
+    def _attempt(self, sample_ids: Ints, geometry_of: GeometryOf, refused: dict[int, str]) -> Iterator[Any]:
         """One pass without recovery. Leaving it early drops the pipeline, as batches would be left inside."""
         settings = self._settings
         reader = read_ahead(
@@ -213,7 +247,7 @@ class ImagePipeline:
             self._pipeline = build_pipeline(settings, self._feed)
         try:
             while True:
-                yield _to_torch(self._pipeline.run(_consumer_stream(settings.device_id))[0])
+                yield self._pipeline.run(_consumer_stream(settings.device_id))
         except StopIteration:
             self._pipeline.reset()
         except BaseException:
@@ -262,7 +296,16 @@ def _consumer_stream(device_id: int | None) -> torch.cuda.Stream | None:
     return None if device_id is None else torch.cuda.current_stream(device_id)
 
 
-def _to_torch(output: Any) -> torch.Tensor:
-    """DALI's (N, H, W, C) tensor list as (N, C, H, W) in channels_last strides, without a copy."""
-    images_nhwc: torch.Tensor = torch.utils.dlpack.from_dlpack(output.as_tensor())
+def squares(outputs: Any) -> torch.Tensor:
+    """DALI's (N, H, W, C) float32 as (N, C, H, W) in channels_last strides, without a copy."""
+    images_nhwc: torch.Tensor = torch.utils.dlpack.from_dlpack(outputs[0].as_tensor())
     return images_nhwc.permute(0, 3, 1, 2)
+
+
+def regions(outputs: Any) -> Regions:
+    """The pixels where DALI decoded them, without a copy; where to mirror, copied from the feed's array."""
+    images, flip = outputs
+    return Regions(
+        images=[np.asarray(images[row]) for row in range(len(images))],
+        flip=np.array(flip.as_tensor()).astype(np.bool_),
+    )

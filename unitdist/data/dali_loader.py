@@ -1,17 +1,24 @@
 """Training and validation batches by DALI, on the CPU or the GPU: one definition for the four cases."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import nvidia.dali
 import torch
 
 from unitdist.data.batch import Batch
-from unitdist.data.dali_graph import GraphSettings, ImagePipeline
+from unitdist.data.dali_graph import GeometryOf, GraphSettings, ImagePipeline, regions, squares
+from unitdist.data.draws import Ints
+from unitdist.data.resample import Resampler
 from unitdist.data.split import PlanTensors, Split
+from unitdist.data.transfer import copy_ahead, uint8_normalization
 
 
 class DaliLoader:
-    """Loader (batch.py) over a Split. On a CUDA device images are decoded, resampled and normalized there."""
+    """Loader (batch.py) over a Split. On a CUDA device images are decoded, resampled and normalized there.
+
+    Random-resized-crop without the GPU's decoder: DALI decodes and a Resampler does the rest.
+    """
 
     def __init__(self, split: Split, device: torch.device) -> None:
         config = split.config
@@ -36,6 +43,15 @@ class DaliLoader:
             set_affinity=config.set_affinity,
         )
         self._pipeline = ImagePipeline(self.settings, split.source, split.policy)
+        self.resampler = Resampler(
+            batch_size=split.per_rank_batch_size,
+            side_px=config.image_size_px,
+            mean=config.mean,
+            std=config.std,
+            device=device,
+            threads=config.num_threads,
+        )
+        self._scale_c, self._shift_c = uint8_normalization(config.mean, config.std, device)
 
     @property
     def broken(self) -> dict[str, str]:
@@ -51,17 +67,31 @@ class DaliLoader:
         """See Loader. Raises DataError for an image that cannot be read, or for too many of them."""
         plan = self._split.plan(epoch, start_sample)
         tensors = PlanTensors.send(plan, self._split.source.labels, self._device)
-        batches = self._pipeline.run(plan.sample_ids, lambda ids, size_hw: self._split.geometry(epoch, ids, size_hw))
-        for row, images in enumerate(batches):
-            yield tensors.batch(row, self._split.on_device(epoch, plan.sample_ids[row], images))
+        images = self._images(plan.sample_ids, lambda ids, size_hw: self._split.geometry(epoch, ids, size_hw))
+        for row, normalized in enumerate(images):
+            yield tensors.batch(row, self._split.on_device(epoch, plan.sample_ids[row], normalized))
+
+    def _images(self, sample_ids: Ints, geometry_of: GeometryOf) -> Iterator[torch.Tensor]:
+        """Normalized (b, C, H, W) in channels_last strides on the device for each row of sample_ids (batches, b)."""
+        decoded = self._pipeline.run(sample_ids, geometry_of)
+        if not self.settings.yields_regions:
+            return map(squares, decoded)
+        resampled = self.resampler.run(map(regions, decoded))
+        if self._device.type == "cpu":
+            return resampled
+        return (uint8 * self._scale_c + self._shift_c for uint8 in copy_ahead(resampled, self._device))
 
     def fingerprint(self) -> dict[str, int | float | str]:
         """See Loader."""
-        on_gpu = self.settings.device_id is not None and self.settings.gpu_decode
+        packages = {"nvidia-dali": nvidia.dali.__version__}
+        decoder = "dali on the GPU" if self.settings.decodes_on_gpu else "dali on the CPU"
+        if self.settings.yields_regions:
+            packages["torch"] = version("torch")
+            decoder += ", resized by torch"
         return self._split.fingerprint() | {
             "loader": "dali",
-            "decoder": "dali on the GPU" if on_gpu else "dali on the CPU",
-            "versions": self._split.versions({"nvidia-dali": nvidia.dali.__version__}),
+            "decoder": decoder,
+            "versions": self._split.versions(packages),
         }
 
     def close(self) -> None:
