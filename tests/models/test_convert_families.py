@@ -189,8 +189,8 @@ def test_larger_torchvision_model_converts(name: str) -> None:
 
 @pytest.mark.slow
 def test_every_timm_module_with_batch_norms_is_listed() -> None:
-    listed = {**FAST_FAMILIES, **SLOW_FAMILIES}
-    for family in sorted(set(timm.list_modules()) - set(listed)):
+    known = {**FAST_FAMILIES, **SLOW_FAMILIES, "timm": "unitdist.timm, where another test has imported it"}
+    for family in sorted(set(timm.list_modules()) - set(known)):
         for name in sorted(timm.list_models(module=family), key=len)[:2]:
             with torch.device("meta"):
                 model = timm.create_model(name, num_classes=5)
