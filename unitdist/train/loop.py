@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from unitdist.analysis.monitor import Shift, ShiftMonitor
 from unitdist.config import Config
 from unitdist.errors import TrainingError
 from unitdist.train import engine as engines
@@ -109,9 +110,8 @@ def finish_epoch(run: Run, timing: dict[str, float]) -> None:
     broadcast_running_statistics(engine)
     among_best = (last_epoch or state.epoch % config.evaluation.every_epochs == 0) and validate_epoch(run, record)
     if run.monitor is not None and run.monitor.is_due(state.epoch):
-        assert engine.module is not None
         run.watchdog.enter("analysis", state.step, watched=False)  # Alg. 3 alone may take minutes
-        shift = run.monitor.measure(engine.module)
+        shift = measure_shift(run, run.monitor)
         record |= shift.metrics
         if run.board:
             run.board.histograms(shift.histograms, state.step)
@@ -120,6 +120,21 @@ def finish_epoch(run: Run, timing: dict[str, float]) -> None:
     run.sums.start_epoch()
     if last_epoch or among_best or saving_is_due(run):
         save(run)
+
+
+def measure_shift(run: Run, monitor: ShiftMonitor) -> Shift:
+    """What the monitor sees. Raises TrainingError, with the remedy, for activations that are not finite."""
+    assert run.engine.module is not None
+    try:
+        return monitor.measure(run.engine.module)
+    except TrainingError as error:
+        remedied = TrainingError(
+            f"the live monitor after epoch {run.state.epoch}: {error}; "
+            f"the last checkpoint is {run.folder.last if run.folder.last.exists() else 'none'}; "
+            "lower optim.lr, or add warm-up (analysis.every_epochs=0 trains without the monitor)"
+        )
+        remedied.speaker = error.speaker
+        raise remedied from error
 
 
 def validate_epoch(run: Run, record: dict[str, Any]) -> bool:
