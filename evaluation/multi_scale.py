@@ -18,7 +18,7 @@ from unitdist.world import World, announce_world  # noqa: E402
 
 def main() -> None:
     arguments = parser().parse_args()
-    with reporting_errors(World.single(), debug=arguments.debug):
+    with reporting_errors(World.unread(), debug=arguments.debug):
         world = announce_world()
     with reporting_errors(world, debug=arguments.debug):
         evaluate(

@@ -65,7 +65,7 @@ def print_dry_run(arguments: argparse.Namespace, config: Config) -> None:
 
 def main() -> None:
     arguments = parse_arguments()
-    with reporting_errors(World.single(), debug=arguments.debug):
+    with reporting_errors(World.unread(), debug=arguments.debug):
         world = World.single() if arguments.dry_run else announce_world()
     if world.size > 1:
         end_with_parent()

@@ -222,3 +222,12 @@ def test_restarts_that_would_hang_are_refused() -> None:
         World.from_environment(restarting)
     assert World.from_environment(restarting | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}).rank == 9
     assert World.from_environment(TORCHRUN | {"TORCHELASTIC_MAX_RESTARTS": "0"}).rank == 9
+
+
+@pytest.mark.parametrize(
+    ("told", "local_rank"), [({}, 0), ({"LOCAL_RANK": "0"}, 0), ({"LOCAL_RANK": "3"}, 3), ({"LOCAL_RANK": "x"}, 0)]
+)
+def test_a_world_that_cannot_be_read_is_told_by_the_first_process_of_a_node(
+    told: dict[str, str], local_rank: int
+) -> None:
+    assert World.unread(told).local_rank == local_rank

@@ -63,7 +63,8 @@ def main() -> int:
         else:  # nor can a word be had with other ranks
             findings = examine_node(needs, torch, world, port=arguments.port)
     except UnitdistError as error:
-        print(f"unitdist: error: {error}", file=sys.stderr)
+        if World.unread().local_rank == 0:
+            print(f"unitdist: error: {error}", file=sys.stderr)
         return error.exit_code
     if world.is_main or not has_torch:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -48,6 +48,13 @@ class World:
         return cls(rank=0, local_rank=0, size=1, local_size=1)
 
     @classmethod
+    def unread(cls, environment: Mapping[str, str] | None = None) -> "World":
+        """A stand-in for reporting an error of `from_environment`: the first process of a node speaks, the others are silent."""
+        told = (os.environ if environment is None else environment).get("LOCAL_RANK", "0")
+        local_rank = int(told) if told.isdigit() else 0
+        return cls(rank=local_rank, local_rank=local_rank, size=local_rank + 1, local_size=local_rank + 1)
+
+    @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "World":
         """The world that torchrun, accelerate, deepspeed, mpirun or srun announced; none of them: one process.
 
