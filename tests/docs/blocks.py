@@ -17,6 +17,7 @@ FENCE = re.compile(
 )
 LANGUAGES = {"sh", "python", "text", "yaml", "toml", "json"}
 INDENTED_COMMAND = re.compile(r"^    (?:python|torchrun|sh|make|pip|[A-Z_]+=\S+ python) .*$", re.MULTILINE)
+INLINE_COMMAND = re.compile(r"`((?:[A-Z_]+=\S+\s+)*(?:python|torchrun|sh)\s[^`]+)`")
 OVERRIDE = re.compile(r"[a-z_]+\.[a-z_0-9]+=.*")
 
 
@@ -37,11 +38,25 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of each shell command; comments, and assignments before a command, are left out."""
-        joined = re.sub(r"(?<!\S)#.*$", "", self.text.replace("\\\n", " "), flags=re.MULTILINE)
-        parts = [part for line in joined.splitlines() for part in re.split(r"&&|;", line)]
-        split = [shlex.split(part) for part in parts]
-        return [words[_assignments(words) :] for words in split if words[_assignments(words) :]]
+        return commands_of(self.text)
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The words of each shell command; comments, and assignments before a command, are left out."""
+    joined = re.sub(r"(?<!\S)#.*$", "", text.replace("\\\n", " "), flags=re.MULTILINE)
+    parts = [part for line in joined.splitlines() for part in re.split(r"&&|;", line)]
+    split = [shlex.split(part) for part in parts]
+    return [words[_assignments(words) :] for words in split if words[_assignments(words) :]]
+
+
+def inline_commands() -> list[tuple[str, str]]:
+    """(page, command) of every command that stands in a sentence."""
+    found = []
+    for page in PAGES:
+        prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        name = str(page.relative_to(ROOT))
+        found += [(name, " ".join(command.split())) for command in INLINE_COMMAND.findall(prose)]
+    return found
 
 
 def _assignments(words: list[str]) -> int:

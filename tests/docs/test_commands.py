@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from tests.dist.launching import environment
-from tests.docs.blocks import INDENTED_COMMAND, LANGUAGES, OVERRIDE, PAGES, ROOT, Block, blocks
+from tests.docs.blocks import (
+    INDENTED_COMMAND,
+    LANGUAGES,
+    OVERRIDE,
+    PAGES,
+    ROOT,
+    Block,
+    blocks,
+    commands_of,
+    inline_commands,
+)
 from unitdist.config_file import load_config
 
 BLOCKS = blocks()
@@ -62,6 +72,14 @@ def test_scripts_options_and_configs_of_every_command_exist(block: Block) -> Non
             check_launch(words, block.place)
         else:
             assert words[0] in OTHERS, f"{block.place}: unknown command {words[0]}"
+
+
+def test_commands_in_sentences_exist_too() -> None:
+    commands = inline_commands()
+    assert len(commands) > 20
+    for page, command in commands:
+        for words in commands_of(command):
+            check_launch([word for word in words if word != "..."] + ["..."], f"{page}: `{command}`")
 
 
 def check_launch(words: list[str], place: str) -> None:
