@@ -18,7 +18,7 @@ TABLE_3_PROTOCOLS = ("crops", "fully_convolutional")
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """Options of `evaluate`; every one is a flag of evaluation/multi_scale.py."""
+    """Options of `evaluate`; every one is a flag of evaluation/multi_scale.py (`views_per_scale` is --crops-per-scale)."""
 
     scales_px: tuple[int, ...] | None = None
     """Shorter sides of the protocols crops and fully_convolutional, increasing (None: evaluation.scales_px of the training's
