@@ -1,4 +1,4 @@
-"""The architecture sentences of SPEC section 4: order of layers, strides, shortcuts, norms, map sizes."""
+"""The paper's sentences on its architectures: order of layers, strides, shortcuts, norms, map sizes."""
 
 import pytest
 import torch

@@ -35,7 +35,7 @@ def normalization_layers(model: nn.Module) -> list[str]:
 def inverse_norms(layer: nn.Module, x: Tensor) -> Tensor | None:
     """p = 1/sqrt(s + eps) of each sample (or each pixel, Fig. 1b) that enters a Unitization layer; None for others.
 
-    In evaluation mode (running mean and variance), as SPEC section 2, lines 2 to 4: s is the sum over channels and
+    In evaluation mode (running mean and variance), as Alg. 2, lines 2 to 4: s is the sum over channels and
     pixels of xh^2, divided by n M. Returns (N,) or (N * M,), float32 or wider.
     """
     if not isinstance(layer, Unitization1d | Unitization2d):

@@ -109,7 +109,7 @@ def _column(value_c: Tensor) -> Tensor:
 
 
 class SampleTables(NamedTuple):
-    """What the forward pass knows per sample and channel (SPEC section 3)."""
+    """What the forward pass knows per sample and channel (README.md beside this file)."""
 
     inverse_std_c: Tensor
     """r_c = 1/sqrt(var_c + eps), (C,)."""
@@ -152,7 +152,7 @@ def sample_tables(
 
 
 class GradientTables(NamedTuple):
-    """What the backward pass knows before ranks have talked (SPEC section 3)."""
+    """What the backward pass knows before ranks have talked (README.md beside this file)."""
 
     weight_c: Tensor
     """d weight = sum_k t_kc E_kc, (C,), of this rank's samples."""

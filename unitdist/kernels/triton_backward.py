@@ -1,6 +1,6 @@
 """Triton kernels of the backward pass, channels_last: gradient sums, their merge, the gradient of x.
 
-Memory: x and dy are (N, P, C) contiguous, N samples, P pixels, C channels. Letters in brackets are SPEC section 3's. The
+Memory: x and dy are (N, P, C) contiguous, N samples, P pixels, C channels. Letters in brackets: unitdist/functional/README.md. The
 ReLU's mask is recomputed from x, rounded to x's type as forward rounded it: nothing but x and tables is kept.
 """
 

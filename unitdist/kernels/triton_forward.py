@@ -1,6 +1,6 @@
 """Triton kernels of the forward pass, channels_last: moments, their merge, normalization, running statistics.
 
-Memory: x is (N, P, C) contiguous, N samples, P pixels, C channels. Letters in brackets are SPEC section 3's.
+Memory: x is (N, P, C) contiguous, N samples, P pixels, C channels. Letters in brackets: unitdist/functional/README.md.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"

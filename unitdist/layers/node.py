@@ -1,4 +1,4 @@
-"""Unitization as one autograd node: an operator whose backward is written by hand (SPEC section 3).
+"""Unitization as one autograd node: an operator whose backward is written by hand (unitdist/functional/README.md).
 
 `torch.ops.unitdist.unitization` is opaque to autograd, to torch.compile and to torch.export; inside it runs
 moments -> sum over the group -> normalize, and backward gradients -> sum over the group -> input gradient. It
