@@ -81,6 +81,18 @@ def test_a_cut_network_has_no_rank_to_blame_and_a_rank_without_record_is_named()
     assert lines(record(0, "lost contact"), unheard=(1,))[0].startswith("first cause: rank 1: nothing was heard of it")
 
 
+def test_ranks_that_are_all_stuck_at_one_place_have_none_to_blame() -> None:
+    assert lines(record(0, "stuck"), record(1, "stuck")) == [
+        "first cause: all 2 ranks are stuck at step 7 (training), none of them behind the others; look at the network between them, "
+        "and at where each stands",
+        "also: rank 0 on h0 (pid 10) is stuck at step 7 (training), for 40 s, at sync.py:79 in sum_over_group",
+        "also: rank 1 on h1 (pid 11) is stuck at step 7 (training), for 40 s, at sync.py:79 in sum_over_group",
+    ]
+    assert lines(record(0, "stuck"), record(1, "stuck"), record(2, "lost contact"))[0].startswith(
+        "first cause: rank 0 "
+    )
+
+
 def test_a_thousand_followers_are_not_a_thousand_lines() -> None:
     found = lines(record(0, "error"), *(record(rank, "lost contact") for rank in range(1, 1000)))
     assert len(found) == 10 and found[-1] == "and 991 more ranks likewise"

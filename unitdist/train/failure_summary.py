@@ -50,7 +50,7 @@ def summarize(
     """The failure in some lines, first cause first. `records` of the ranks that said something, `unheard`: ranks that did not.
 
     Ranks that vanished or fell silent come first, then errors by time, then, of those that are stuck, the one the least
-    far on; ranks that waited for the others, or lost contact, come last.
+    far on; ranks that waited for the others, or lost contact, come last. Where all are stuck at one place no rank is the cause.
     """
     silent = sorted((record for record in records if record.state == "running"), key=_progress)
     errors = sorted((record for record in records if record.state == "error"), key=lambda record: record.at)
@@ -63,6 +63,11 @@ def summarize(
     ]
     causes += [f"{_who(record)} failed {_at(record)}: {record.reason}" for record in errors]
     first = [] if causes else [record for record in stuck if _progress(record) == _progress(stuck[0])]
+    if len(first) == world.size > 1:
+        causes += [
+            f"all {world.size} ranks are stuck {_at(first[0])}, none of them behind the others; look at the network between them, and "
+            "at where each stands"
+        ]
     causes += [
         f"{_who(record)} is stuck {_at(record)}, for {record.in_phase_s:.0f} s, at {record.where}" for record in first
     ]
