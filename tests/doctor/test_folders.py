@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ def test_data_folder(sample_data: Path, tmp_path: Path) -> None:
     check(check_data(tmp_path / "none"), "fault", "no such folder")
     check(check_data(sample_data, val_split="validation"), "fault", "no such folder")
     check(check_data(tmp_path, image_folder=False), "note")
+
+
+@pytest.mark.parametrize("package", ["numpy", "PIL"])
+def test_data_folder_without_what_reads_it(package: str, sample_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    for name in [name for name in sys.modules if name.startswith("unitdist.data")]:
+        monkeypatch.delitem(sys.modules, name)
+    check(check_data(sample_data), "fault", f"import of {package} halted", "pip install")
 
 
 def test_data_folder_with_faults(sample_data: Path, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ def check_data(
                 AREA, f"{folder} is there; only folders of images are looked into here (python tools/data.py scan)"
             )
         return _check_splits(folder, train_split, val_split)
+    except ImportError as error:  # NumPy or Pillow
+        return fault(AREA, f"{folder} cannot be looked into: {error}", "pip install -c constraints.txt -e .")
     except UnitdistError as error:
         return fault(
             AREA,
