@@ -1,11 +1,14 @@
 """Distributed training of image networks with Unitization, a normalization that bounds covariate shift."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unitdist.functional import unitize
     from unitdist.hub import load_pretrained
+
+if TYPE_CHECKING or sys.argv[:1] != ["-m"]:  # `python -m unitdist doctor` has to start where torch does not import
+    from unitdist.functional import unitize
     from unitdist.layers import (
         Unitization1d,
         Unitization2d,
@@ -29,9 +32,7 @@ _ROOMS = {"load_pretrained": "unitdist.hub", "unitize": "unitdist.functional"}
 
 
 def __getattr__(name: str) -> Any:
-    """Names are imported when they are asked for: `python -m unitdist doctor` has to start where torch does not import."""
+    """What is imported when it is asked for: `load_pretrained`, which needs more than torch; under `python -m` all names."""
     if name in __all__:
         return getattr(import_module(_ROOMS.get(name, "unitdist.layers")), name)
-    if name in ("functional", "layers"):
-        return import_module(f"unitdist.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,9 @@
 """The operator under torch.library's checks, torch.compile, torch.export; its options against the plain layer."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from unitdist import Unitization1d, Unitization2d
 from unitdist.layers import compile_norms, normalize_and_convolve
 from unitdist.layers.node import unitization, unitization_backward
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("weight", "bias", "alpha")
 
 
@@ -219,3 +223,10 @@ def test_compiled_vectors_equal_the_operator(training: bool, activation: str | N
         torch.testing.assert_close(have, want, rtol=0, atol=1e-11)
     for have, want in zip(twin.buffers(), eager.buffers(), strict=True):
         torch.testing.assert_close(have, want, rtol=0, atol=1e-13)
+
+
+def test_importing_the_package_registers_the_operator() -> None:
+    """A program that a user exported with torch.export names it, and loads after `import unitdist`."""
+    code = "import torch, unitdist; torch.ops.unitdist.unitization.default"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
