@@ -13,7 +13,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from unitdist.analysis.em_distance import CriticSettings, estimate_em_distances  # noqa: E402
+from unitdist.analysis.em_distance import CriticSettings, check_same_architecture, estimate_em_distances  # noqa: E402
+from unitdist.analysis.probe import check_layer_names  # noqa: E402
 from unitdist.config_file import config_from_dict  # noqa: E402
 from unitdist.data.build import build_train_loader, build_val_loader  # noqa: E402
 from unitdist.errors import UnitdistError  # noqa: E402
@@ -36,6 +37,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     old, new = (read_checkpoint(path) for path in (arguments.old, arguments.new))
     models = [load(content, str(path)).to(device) for content, path in ((old, arguments.old), (new, arguments.new))]
+    check_same_architecture(*models)
+    check_layer_names(models[0], arguments.layers)  # both before the data are opened
     data = dataclasses.replace(config_from_dict(new["config"]).data, augmentation="none")
     data = dataclasses.replace(data, path=arguments.data or data.path)
     train = build_train_loader(data, World.single(), per_rank_batch_size=BATCH_SIZE, seed=0, device=device)

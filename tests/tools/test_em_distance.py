@@ -23,20 +23,19 @@ def load_script() -> ModuleType:
     return module
 
 
-def checkpoint(path: Path, norm: str, bias: float) -> Path:
+SYNTHETIC = {
+    "dataset": "synthetic",
+    "loader": "synthetic",
+    "image_size_px": 8,
+    "synthetic_samples": 128,
+    "synthetic_classes": 2,
+}
+MISSING = {"path": "/no/such/folder", "image_size_px": 8}
+
+
+def checkpoint(path: Path, norm: str, bias: float, data: dict[str, object] = SYNTHETIC) -> Path:
     """A small net's checkpoint whose final norm is moved by `bias`."""
-    config = config_from_dict(
-        {
-            "model": {"name": "cifar_resnet20", "num_classes": 2, "norm": norm},
-            "data": {
-                "dataset": "synthetic",
-                "loader": "synthetic",
-                "image_size_px": 8,
-                "synthetic_samples": 128,
-                "synthetic_classes": 2,
-            },
-        }
-    )
+    config = config_from_dict({"model": {"name": "cifar_resnet20", "num_classes": 2, "norm": norm}, "data": data})
     torch.manual_seed(0)
     model = build_model(config.model, image_size_px=8)
     with torch.no_grad():
@@ -61,10 +60,20 @@ def test_only_the_layer_that_moved_has_a_distance(
     assert float(distances["final_norm"]) != 0.0
 
 
-def test_two_architectures_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_architectures_are_refused_before_the_data_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = checkpoint(tmp_path / "old.pt", "unitization", 0.0)
-    new = checkpoint(tmp_path / "new.pt", "batchnorm", 0.0)
+    new = checkpoint(tmp_path / "new.pt", "batchnorm", 0.0, MISSING)
     with pytest.raises(
         ConfigError, match=r"different architectures: stem_norm\.alpha is \(16,\) in the old and absent"
     ):
         run(monkeypatch, old, new, "--layers", "stem_norm", "--steps", 2)
+
+
+def test_a_misspelt_layer_is_refused_before_the_data_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = checkpoint(tmp_path / "one.pt", "unitization", 0.0, MISSING)
+    with pytest.raises(ConfigError, match=r"no layer named 'stm_norm' .* nearest are stem_norm"):
+        run(monkeypatch, one, one, "--layers", "stm_norm")
