@@ -5,6 +5,7 @@ CPU time is user + system time of the process (and of worker processes that have
 """
 
 import io
+import itertools
 import os
 import resource
 import statistics
@@ -13,28 +14,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torchvision.transforms as v1
 from machine_load import QUIET_SHARE, Moment, load_average, thread_cpu_seconds, waited_for_core_s
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, fn
 from PIL import Image
 
 from unitdist.config import DataConfig
-from unitdist.data.dali_graph import (
-    GraphSettings,
-    graph_inputs,
-    graph_outputs,
-    regions,
-    squares,
-    window_axes,
-    window_types,
-)
+from unitdist.data.dali_graph import GraphSettings, graph_output, region_inputs, to_numpy, window_arrays
 from unitdist.data.dali_loader import DaliLoader
+from unitdist.data.draws import Ints
+from unitdist.data.geometry import CornerRegion, corner_region
 from unitdist.data.index import scan_image_folder
 from unitdist.data.reading import read_ahead, read_batch
+from unitdist.data.resample import Regions
 from unitdist.data.split import Split
 from unitdist.data.torchvision_loader import cut_window, decode_rgb
 from unitdist.world import World
@@ -117,35 +112,35 @@ def epochs(loader: DaliLoader) -> Iterator[object]:
 def bare_pipeline(config: DataConfig) -> Case:
     """The same operators on the same windows, prepared before, with DALI's own file reader: what nobody can avoid."""
 
-    def outputs(split: Split, settings: GraphSettings) -> Iterator[Any]:
+    def decoded(split: Split, settings: GraphSettings) -> Iterator[Regions]:
         plan = split.plan(0, 0).sample_ids[:BARE_BATCHES]
-        windows = []
-        for sample_ids in plan:
-            batch = read_batch(split.source, sample_ids, split.policy, {})
-            windows.append(graph_inputs(settings, split.geometry(0, batch.sample_ids, batch.size_hw), batch.size_hw))
-        position = iter(range(10**9))
+        windows = [window for _, window in read_windows(split, plan)]
+        fed, taken = itertools.cycle(windows), itertools.cycle(windows)
+        kinds, axes = zip(*window_arrays(settings), strict=True)
         pipeline = Pipeline(batch_size=BATCH, num_threads=config.num_threads, device_id=None)
         with pipeline:
             encoded, _ = fn.readers.file(files=[split.source.name(i) for i in plan.reshape(-1)])
-            *window, flip = fn.external_source(
-                source=lambda: windows[next(position) % len(windows)],
-                num_outputs=1 + len(window_axes(settings)),
-                batch=True,
-                dtype=[*window_types(settings), types.INT32],
-                ndim=[*window_axes(settings), 0],
+            inputs = fn.external_source(
+                source=lambda: region_inputs(next(fed)), num_outputs=len(kinds), batch=True, dtype=kinds, ndim=axes
             )
-            pipeline.set_outputs(*graph_outputs(settings, encoded, window, flip))
+            pipeline.set_outputs(graph_output(settings, encoded, inputs))
         pipeline.build()
         while True:
-            yield pipeline.run()
+            yield Regions(images=to_numpy(pipeline.run()[0]), region=next(taken))
 
     def batches() -> Iterator[object]:
         split = train_split(config)
         loader = DaliLoader(split, CPU)
-        run = outputs(split, loader.settings)
-        return loader.resampler.run(map(regions, run)) if loader.settings.yields_regions else map(squares, run)
+        return loader.resampler.run(decoded(split, loader.settings))
 
     return batches
+
+
+def read_windows(split: Split, plan: Ints) -> Iterator[tuple[list[bytes], CornerRegion]]:
+    """The encoded images and the windows of each row of the plan."""
+    for batch in read_ahead(split.source, plan, split.policy, threads=1, batches_ahead=2, refused={}):
+        geometry = split.geometry(0, batch.sample_ids, batch.size_hw)
+        yield batch.images, corner_region(geometry, batch.size_hw, split.config.image_size_px)
 
 
 def python_alone(config: DataConfig) -> Case:
@@ -157,15 +152,9 @@ def python_alone(config: DataConfig) -> Case:
         in_memory = {index.name(sample_id): index.read(sample_id) for sample_id in range(len(index))}
         # The index is frozen for everybody else.
         object.__setattr__(index, "read", lambda sample_id: in_memory[index.name(sample_id)])
-        settings = DaliLoader(split, CPU).settings
-        epoch = 0
         while True:
-            plan = split.plan(epoch, 0).sample_ids
-            for batch in read_ahead(index, plan, split.policy, threads=1, batches_ahead=2, refused={}):
-                geometry = split.geometry(epoch, batch.sample_ids, batch.size_hw)
-                images = [np.frombuffer(image, dtype=np.uint8) for image in batch.images]
-                yield [images, *graph_inputs(settings, geometry, batch.size_hw)]
-            epoch += 1
+            for images, window in read_windows(split, split.plan(0, 0).sample_ids):
+                yield [np.frombuffer(image, dtype=np.uint8) for image in images], region_inputs(window)
 
     return batches
 

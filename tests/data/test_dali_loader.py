@@ -236,7 +236,6 @@ def test_batches_for_a_gpu_are_ordered_by_the_stream_that_computes(
     from unitdist.data import dali_graph
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
-    assert dali_graph._consumer_stream(3) == "stream of 3"
     given = []
 
     class Recording:
@@ -250,8 +249,10 @@ def test_batches_for_a_gpu_are_ordered_by_the_stream_that_computes(
     monkeypatch.setattr(dali_graph, "build_pipeline", lambda *_: Recording())
     pipeline = loader._pipeline
     object.__setattr__(pipeline._settings, "device_id", 3)
-    assert list(pipeline._attempt(np.zeros((1, 8), int), None, {})) == []
-    assert given == ["stream of 3"]
+    for gpu_decode in (True, False):
+        object.__setattr__(pipeline._settings, "gpu_decode", gpu_decode)
+        assert list(pipeline._attempt(np.zeros((1, 8), int), None, {})) == []
+    assert given == ["stream of 3", None]
 
 
 def test_validation_never_replaces(

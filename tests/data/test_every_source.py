@@ -55,6 +55,6 @@ def test_fingerprint_tells_the_data_and_what_makes_the_pixels(
     assert one == build_loader(config, rank=1, size=2, batch=3).fingerprint()
     assert one["num_samples"] == build_loader(config).num_samples
     if source in ("folder", "torchvision", "manifest", "webdataset", "tfrecord"):
-        decoder = "pillow" if source == "torchvision" else "dali on the CPU"
+        decoder = "pillow" if source == "torchvision" else "dali on the CPU, resized by torch"
         assert one["decoder"] == decoder
         assert str(one["versions"]).startswith("unitdist ") and decoder.split()[0] in str(one["versions"])

@@ -58,11 +58,7 @@ def test_crops_at_224_are_pillows_within_the_stated_tolerance(
     means = []
     for row, sample_id in enumerate(ids.tolist()):
         difference = (batch.images[row] - pillow_crop(Path(index.name(sample_id)), geometry, row, 224)).abs()
-        assert difference[:, 1:-1, 1:-1].max() <= 1.01  # Pillow rounds after each of its two passes, DALI never
-        rim = (
-            1.01 if case == "random_resized_crop" else 16
-        )  # where a crop touches the image's border; torch weighs as Pillow
-        assert difference.max() <= rim
+        assert difference.max() <= 1.01  # to the rim; 0.01 for the normalization's float32
         means.append(difference.mean().item())
     assert np.mean(means) < 0.25
 

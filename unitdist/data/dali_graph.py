@@ -1,8 +1,8 @@
 """DALI: one pipeline definition for CPU (device_id=None) and GPU, fed with bytes and geometry from Python.
 
-DALI decodes, resamples and normalizes, but for windows that are whole regions on the CPU (resample.py); it draws nothing
-and reads nothing. Order, files and windows come from our own modules, which is why a loader needs no DALI checkpoint:
-every batch is a function of (seed, epoch, position).
+DALI decodes and, on the GPU, resamples and normalizes (resample.py does it on the CPU); it draws nothing and reads nothing.
+Order, files and windows come from our own modules, which is why a loader needs no DALI checkpoint: every batch is a
+function of (seed, epoch, position).
 """
 
 from collections import deque
@@ -16,7 +16,7 @@ import torch.utils.dlpack
 from nvidia.dali import Pipeline, fn, types
 
 from unitdist.data.draws import Ints
-from unitdist.data.geometry import Geometry, ResizeThenCrop, decode_region
+from unitdist.data.geometry import CornerRegion, Geometry, ResizeThenCrop, corner_region, decode_region
 from unitdist.data.reading import (
     BrokenCount,
     EncodedBatch,
@@ -25,7 +25,7 @@ from unitdist.data.reading import (
     read_ahead,
     unreadable_error,
 )
-from unitdist.data.resample import Regions
+from unitdist.data.resample import Pixels, Regions
 from unitdist.errors import DataError
 
 GeometryOf = Callable[[Ints, Ints], Geometry]
@@ -36,7 +36,7 @@ GeometryOf = Callable[[Ints, Ints], Geometry]
 class GraphSettings:
     """What the pipeline computes and on what. mean and std: per channel, in units of the full range [0, 1].
 
-    device_id: the GPU that decodes and resamples, None for the CPU. roi_decode: decode only the window's region.
+    device_id: the GPU that gets the batches, None for the CPU. roi_decode: decode only the window's region.
     crop_then_resize: the geometries are of this kind. GPU only: gpu_decode, decode and resample there rather than on
     the CPU; hw_decoder_load, share of the images that the hardware JPEG decoder takes; set_affinity, bind threads to
     near cores.
@@ -57,18 +57,13 @@ class GraphSettings:
 
     @property
     def decodes_on_gpu(self) -> bool:
-        """The decoder and all that follows run on the GPU."""
+        """All of the pipeline runs there and ends with normalized squares; on the CPU it ends with decoded regions."""
         return self.device_id is not None and self.gpu_decode
-
-    @property
-    def yields_regions(self) -> bool:
-        """The pipeline ends with the decoded regions on the CPU, for a Resampler; otherwise with normalized squares."""
-        return self.crop_then_resize and not self.decodes_on_gpu
 
     @property
     def by_region(self) -> bool:
         """The window reaches the pipeline as a region of the image, not as a resize of all of it."""
-        return self.roi_decode or self.crop_then_resize
+        return self.roi_decode or self.crop_then_resize or not self.decodes_on_gpu
 
 
 def _decode_arguments(settings: GraphSettings) -> dict[str, Any]:
@@ -94,7 +89,7 @@ def _regions(settings: GraphSettings, encoded: Any, start: Any, shape: Any) -> A
 
 
 def _resampled(settings: GraphSettings, encoded: Any, window: list[Any]) -> Any:
-    """(H, W, C) uint8 squares. window: the arrays that graph_inputs returns for the same settings and geometry."""
+    """(H, W, C) uint8 squares. window: the arrays that square_inputs returns for the same settings and geometry."""
     side = settings.side_px
     resample = {"interp_type": types.INTERP_LINEAR, "antialias": True}
     if settings.by_region:
@@ -108,32 +103,32 @@ def _resampled(settings: GraphSettings, encoded: Any, window: list[Any]) -> Any:
     )
 
 
-def graph_outputs(settings: GraphSettings, encoded: Any, window: list[Any], flip: Any) -> list[Any]:
-    """The graph behind the inputs: regions and flip, or (H, W, C) float32 squares, mirrored where flip, normalized."""
-    if settings.yields_regions:
-        return [_regions(settings, encoded, *window), flip]
-    image = _resampled(settings, encoded, window)
-    if settings.device_id is not None and not settings.gpu_decode:
-        image = image.gpu()  # as uint8: a quarter of the floats
-    normalized = fn.crop_mirror_normalize(
-        image,
+def graph_output(settings: GraphSettings, encoded: Any, window: list[Any]) -> Any:
+    """The graph behind the inputs: (h, w, C) uint8 regions, or (H, W, C) float32 squares, mirrored and normalized."""
+    if not settings.decodes_on_gpu:
+        return _regions(settings, encoded, *window)
+    *window, flip = window
+    return fn.crop_mirror_normalize(
+        _resampled(settings, encoded, window),
         mirror=flip,
         mean=[255 * value for value in settings.mean],
         std=[255 * value for value in settings.std],
         dtype=types.FLOAT,
         output_layout="HWC",
     )
-    return [normalized]
 
 
-def graph_inputs(settings: GraphSettings, geometry: Geometry, size_hw: Ints) -> list[np.ndarray[Any, Any]]:
-    """The pipeline's arrays besides the encoded images: the window, and (b,) int32, where to mirror."""
+def region_inputs(region: CornerRegion) -> list[np.ndarray[Any, Any]]:
+    """On the CPU, the pipeline's arrays besides the encoded images: (b, 2) int32, start and shape."""
+    return [region.start_yx.astype(np.int32), region.shape_hw.astype(np.int32)]
+
+
+def square_inputs(settings: GraphSettings, geometry: Geometry, size_hw: Ints) -> list[np.ndarray[Any, Any]]:
+    """On the GPU, the pipeline's arrays besides the encoded images: the window, and (b,) int32, where to mirror."""
     flip = geometry.flip.astype(np.int32)
     if settings.by_region:
         region = decode_region(geometry, size_hw, settings.side_px)
         start, shape = region.start_yx.astype(np.int32), region.shape_hw.astype(np.int32)
-        if settings.yields_regions:
-            return [start, shape, flip]
         return [start, shape, region.roi_start_yx, region.roi_end_yx, flip]
     # DALI wants the crop's place as a share of the free space and rounds back to the whole pixel that it came from.
     assert isinstance(geometry, ResizeThenCrop)
@@ -142,23 +137,17 @@ def graph_inputs(settings: GraphSettings, geometry: Geometry, size_hw: Ints) -> 
     return [geometry.resized_hw.astype(np.float32), share[:, 0].copy(), share[:, 1].copy(), flip]
 
 
-def window_types(settings: GraphSettings) -> list[types.DALIDataType]:
-    """Types of the window's arrays, in the order of graph_inputs."""
-    if not settings.by_region:
-        return [types.FLOAT] * 3
-    region = [types.INT32, types.INT32]
-    return region if settings.yields_regions else [*region, types.FLOAT, types.FLOAT]
-
-
-def window_axes(settings: GraphSettings) -> list[int]:
-    """Axes of the window's arrays behind the sample's, in the order of graph_inputs."""
-    if not settings.by_region:
-        return [1, 0, 0]
-    return [1, 1] if settings.yields_regions else [1, 1, 1, 1]
+def window_arrays(settings: GraphSettings) -> list[tuple[types.DALIDataType, int]]:
+    """(type, axes behind the sample's) of each array of region_inputs or square_inputs."""
+    if not settings.decodes_on_gpu:
+        return [(types.INT32, 1)] * 2
+    if settings.by_region:
+        return [(types.INT32, 1)] * 2 + [(types.FLOAT, 1)] * 2 + [(types.INT32, 0)]
+    return [(types.FLOAT, 1), (types.FLOAT, 0), (types.FLOAT, 0), (types.INT32, 0)]
 
 
 def build_pipeline(settings: GraphSettings, source: Callable[[], list[Any]]) -> Pipeline:
-    """The pipeline: encoded images -> graph_outputs. source raises StopIteration at the end."""
+    """The pipeline: encoded images -> graph_output. source raises StopIteration at the end."""
     pipeline = Pipeline(
         batch_size=settings.batch_size,
         num_threads=settings.num_threads,
@@ -166,16 +155,17 @@ def build_pipeline(settings: GraphSettings, source: Callable[[], list[Any]]) -> 
         prefetch_queue_depth=settings.prefetch_batches,
         set_affinity=settings.set_affinity and settings.device_id is not None,
     )
+    kinds, axes = zip(*window_arrays(settings), strict=True)
     with pipeline:
-        encoded, *window, flip = fn.external_source(
+        encoded, *window = fn.external_source(
             source=source,
-            num_outputs=2 + len(window_axes(settings)),
+            num_outputs=1 + len(kinds),
             batch=True,
             no_copy=True,
-            dtype=[types.UINT8, *window_types(settings), types.INT32],
-            ndim=[1, *window_axes(settings), 0],
+            dtype=[types.UINT8, *kinds],
+            ndim=[1, *axes],
         )
-        pipeline.set_outputs(*graph_outputs(settings, encoded, window, flip))
+        pipeline.set_outputs(graph_output(settings, encoded, window))
     pipeline.build()
     return pipeline
 
@@ -187,6 +177,8 @@ class _Feed:
         self._settings = settings
         # no_copy: DALI reads our buffers, so they must outlive every batch in flight.
         self.in_flight: deque[tuple[EncodedBatch, list[Any]]] = deque(maxlen=settings.prefetch_batches + 4)
+        # On the CPU: what Regions tell of the batches in DALI's hands, which come out in this order.
+        self.regions: deque[CornerRegion] = deque()
         self.batches: Iterator[EncodedBatch] = iter(())
         self.geometry_of: GeometryOf | None = None
         self.on_batch: Callable[[EncodedBatch], None] | None = None
@@ -196,10 +188,12 @@ class _Feed:
         assert self.geometry_of is not None and self.on_batch is not None
         self.on_batch(batch)
         geometry = self.geometry_of(batch.sample_ids, batch.size_hw)
-        arrays = [
-            [np.frombuffer(image, dtype=np.uint8) for image in batch.images],
-            *graph_inputs(self._settings, geometry, batch.size_hw),
-        ]
+        if self._settings.decodes_on_gpu:
+            window = square_inputs(self._settings, geometry, batch.size_hw)
+        else:
+            self.regions.append(corner_region(geometry, batch.size_hw, self._settings.side_px))
+            window = region_inputs(self.regions[-1])
+        arrays = [[np.frombuffer(image, dtype=np.uint8) for image in batch.images], *window]
         self.in_flight.append((batch, arrays))
         return arrays
 
@@ -218,15 +212,24 @@ class ImagePipeline:
         self._pipeline: Pipeline | None = None
         self.broken = BrokenCount(source, policy)
 
-    def run(self, sample_ids: Ints, geometry_of: GeometryOf) -> Iterator[Any]:
-        """Yield DALI's outputs for each row of sample_ids (batches, b): for squares(), or for regions()."""
+    def squares(self, sample_ids: Ints, geometry_of: GeometryOf) -> Iterator[torch.Tensor]:
+        """From the GPU: normalized images (b, C, H, W) in channels_last strides for each row of sample_ids (batches, b)."""
+        return (_to_torch(images) for images in self._run(sample_ids, geometry_of))
+
+    def regions(self, sample_ids: Ints, geometry_of: GeometryOf) -> Iterator[Regions]:
+        """From the CPU: decoded regions for each row of sample_ids (batches, b)."""
+        for images in self._run(sample_ids, geometry_of):
+            yield Regions(images=to_numpy(images), region=self._feed.regions.popleft())
+
+    def _run(self, sample_ids: Ints, geometry_of: GeometryOf) -> Iterator[Any]:
+        """DALI's output for each row, after recovery from files that the decoder refuses."""
         refused: dict[int, str] = {}
         done = 0
         while done < len(sample_ids):
             try:
-                for outputs in self._attempt(sample_ids[done:], geometry_of, refused):
+                for images in self._attempt(sample_ids[done:], geometry_of, refused):
                     done += 1
-                    yield outputs
+                    yield images
             except RuntimeError as error:  # DALI's answer to whatever goes wrong in an operator
                 refused |= self._find_refused(geometry_of, error)
 
@@ -242,12 +245,13 @@ class ImagePipeline:
             refused=refused,
         )
         self._feed.batches, self._feed.geometry_of = reader, geometry_of
+        self._feed.regions.clear()
         self._feed.on_batch = lambda batch: self.broken.add(batch.broken)
         if self._pipeline is None:
             self._pipeline = build_pipeline(settings, self._feed)
         try:
             while True:
-                yield self._pipeline.run(_consumer_stream(settings.device_id))
+                yield self._pipeline.run(_consumer_stream(settings))[0]
         except StopIteration:
             self._pipeline.reset()
         except BaseException:
@@ -290,22 +294,18 @@ class ImagePipeline:
         self._feed.in_flight.clear()
 
 
-def _consumer_stream(device_id: int | None) -> torch.cuda.Stream | None:
+def _consumer_stream(settings: GraphSettings) -> torch.cuda.Stream | None:
     """The stream on which the batch will be computed on. DALI orders its output, and the reuse of its memory, behind what that
     stream was given: the host waits for nothing, and no batch is overwritten while kernels still read it."""
-    return None if device_id is None else torch.cuda.current_stream(device_id)
+    return torch.cuda.current_stream(settings.device_id) if settings.decodes_on_gpu else None
 
 
-def squares(outputs: Any) -> torch.Tensor:
-    """DALI's (N, H, W, C) float32 as (N, C, H, W) in channels_last strides, without a copy."""
-    images_nhwc: torch.Tensor = torch.utils.dlpack.from_dlpack(outputs[0].as_tensor())
+def _to_torch(images: Any) -> torch.Tensor:
+    """DALI's (N, H, W, C) tensor list as (N, C, H, W) in channels_last strides, without a copy."""
+    images_nhwc: torch.Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
     return images_nhwc.permute(0, 3, 1, 2)
 
 
-def regions(outputs: Any) -> Regions:
-    """The pixels where DALI decoded them, without a copy; where to mirror, copied from the feed's array."""
-    images, flip = outputs
-    return Regions(
-        images=[np.asarray(images[row]) for row in range(len(images))],
-        flip=np.array(flip.as_tensor()).astype(np.bool_),
-    )
+def to_numpy(images: Any) -> list[Pixels]:
+    """DALI's list of (h, w, C) uint8 on the CPU as arrays, without a copy."""
+    return [np.asarray(images[row]) for row in range(len(images))]

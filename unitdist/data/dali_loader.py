@@ -7,7 +7,7 @@ import nvidia.dali
 import torch
 
 from unitdist.data.batch import Batch
-from unitdist.data.dali_graph import GeometryOf, GraphSettings, ImagePipeline, regions, squares
+from unitdist.data.dali_graph import GeometryOf, GraphSettings, ImagePipeline
 from unitdist.data.draws import Ints
 from unitdist.data.resample import Resampler
 from unitdist.data.split import PlanTensors, Split
@@ -17,7 +17,7 @@ from unitdist.data.transfer import copy_ahead, uint8_normalization
 class DaliLoader:
     """Loader (batch.py) over a Split. On a CUDA device images are decoded, resampled and normalized there.
 
-    Random-resized-crop without the GPU's decoder: DALI decodes and a Resampler does the rest.
+    On the CPU, and with gpu_decode false, DALI decodes and a Resampler does the rest.
     """
 
     def __init__(self, split: Split, device: torch.device) -> None:
@@ -73,10 +73,9 @@ class DaliLoader:
 
     def _images(self, sample_ids: Ints, geometry_of: GeometryOf) -> Iterator[torch.Tensor]:
         """Normalized (b, C, H, W) in channels_last strides on the device for each row of sample_ids (batches, b)."""
-        decoded = self._pipeline.run(sample_ids, geometry_of)
-        if not self.settings.yields_regions:
-            return map(squares, decoded)
-        resampled = self.resampler.run(map(regions, decoded))
+        if self.settings.decodes_on_gpu:
+            return self._pipeline.squares(sample_ids, geometry_of)
+        resampled = self.resampler.run(self._pipeline.regions(sample_ids, geometry_of))
         if self._device.type == "cpu":
             return resampled
         return (uint8 * self._scale_c + self._shift_c for uint8 in copy_ahead(resampled, self._device))
@@ -84,13 +83,11 @@ class DaliLoader:
     def fingerprint(self) -> dict[str, int | float | str]:
         """See Loader."""
         packages = {"nvidia-dali": nvidia.dali.__version__}
-        decoder = "dali on the GPU" if self.settings.decodes_on_gpu else "dali on the CPU"
-        if self.settings.yields_regions:
+        if not self.settings.decodes_on_gpu:
             packages["torch"] = version("torch")
-            decoder += ", resized by torch"
         return self._split.fingerprint() | {
             "loader": "dali",
-            "decoder": decoder,
+            "decoder": "dali on the GPU" if self.settings.decodes_on_gpu else "dali on the CPU, resized by torch",
             "versions": self._split.versions(packages),
         }
 

@@ -53,6 +53,24 @@ class Region:
     flip: Bools
 
 
+@dataclass(frozen=True, kw_only=True)
+class CornerRegion:
+    """The same window for a resize that has no fractional window: decode shape_hw at start_yx, mirror the axes in
+    mirror_yx, resize by scale_hw (output by source pixels) to grid_hw, cut a square at first_yx, mirror the axes in back_yx.
+
+    For ResizeThenCrop the region begins at the image's corner that is nearest to the window, where the grids of source and
+    output pixels meet; a far corner becomes the first one by mirroring. scale_hw: (N, 2) float64. mirror_yx, back_yx: (N, 2).
+    """
+
+    start_yx: Ints
+    shape_hw: Ints
+    mirror_yx: Bools
+    scale_hw: npt.NDArray[np.float64]
+    grid_hw: Ints
+    first_yx: Ints
+    back_yx: Bools
+
+
 def resized_size(size_hw: Ints, shorter_px: Ints) -> Ints:
     """(N, 2): the shorter side becomes shorter_px (N,), the longer one floor(shorter_px * long / short).
 
@@ -175,8 +193,7 @@ def decode_region(geometry: Geometry, size_hw: Ints, side_px: int) -> Region:
     source_px_per_px = size_hw / geometry.resized_hw
     start = geometry.offset_yx * source_px_per_px
     end = (geometry.offset_yx + side_px) * source_px_per_px
-    # Half the width of the antialiasing triangle is max(1, ratio) source pixels; one more for the rounding.
-    margin = np.ceil(np.maximum(source_px_per_px, 1)) + 1
+    margin = _kernel_margin(source_px_per_px)
     first = np.maximum(np.floor(start - margin), 0)
     last = np.minimum(np.ceil(end + margin), size_hw)
     return Region(
@@ -186,3 +203,48 @@ def decode_region(geometry: Geometry, size_hw: Ints, side_px: int) -> Region:
         roi_end_yx=(end - first).astype(np.float32),
         flip=geometry.flip,
     )
+
+
+def corner_region(geometry: Geometry, size_hw: Ints, side_px: int) -> CornerRegion:
+    """Rewrite a geometry for a decoder of regions and a resize that starts at a corner."""
+    if isinstance(geometry, CropThenResize):
+        untouched = np.zeros(size_hw.shape, dtype=np.bool_)
+        return CornerRegion(
+            start_yx=geometry.corner_yx,
+            shape_hw=geometry.box_hw,
+            mirror_yx=untouched,
+            scale_hw=side_px / geometry.box_hw,
+            grid_hw=np.full(size_hw.shape, side_px, dtype=np.int64),
+            first_yx=np.zeros(size_hw.shape, dtype=np.int64),
+            back_yx=_with_flip(untouched, geometry.flip),
+        )
+    free_hw = geometry.resized_hw - side_px
+    mirror_yx = 2 * geometry.offset_yx > free_hw
+    first_yx = np.where(mirror_yx, free_hw - geometry.offset_yx, geometry.offset_yx)
+    source_px_per_px = size_hw / geometry.resized_hw
+    end = (first_yx + side_px) * source_px_per_px + _kernel_margin(source_px_per_px)
+    shape_hw = np.minimum(np.ceil(end), size_hw).astype(np.int64)
+    grid_hw = first_yx + side_px
+    return CornerRegion(
+        start_yx=np.where(mirror_yx, size_hw - shape_hw, 0),
+        shape_hw=shape_hw,
+        mirror_yx=mirror_yx,
+        scale_hw=geometry.resized_hw / size_hw,
+        # torch takes an axis whose size stays as one that is not resized at all.
+        grid_hw=np.where(grid_hw == shape_hw, grid_hw + 1, grid_hw),
+        first_yx=first_yx,
+        back_yx=_with_flip(mirror_yx, geometry.flip),
+    )
+
+
+def _with_flip(mirror_yx: Bools, flip: Bools) -> Bools:
+    """Axes to mirror in the end: those that were mirrored before, and the columns where flip (N,)."""
+    back_yx = mirror_yx.copy()
+    back_yx[:, 1] ^= flip
+    return back_yx
+
+
+def _kernel_margin(source_px_per_px: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Source pixels that the antialiasing triangle reaches beyond a window: half its width, and one for the rounding."""
+    margin: npt.NDArray[np.float64] = np.ceil(np.maximum(source_px_per_px, 1)) + 1
+    return margin

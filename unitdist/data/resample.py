@@ -1,7 +1,7 @@
-"""Decoded regions to squares on the CPU, where the window is the whole region (random-resized-crop).
+"""Decoded regions to squares on the CPU, by threads, one batch ahead.
 
-DALI's decoder is as quick as any, its resize on the CPU takes over twice the time of torch's, which is antialiased bilinear
-in integers as Pillow's. Axes: n sample, h row, w column, c channel.
+DALI's decoder is as quick as any; its resize on the CPU takes over twice the time of torch's, which is antialiased bilinear in
+integers as Pillow's. Axes: n sample, h row, w column, c channel.
 """
 
 import weakref
@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
 from unitdist.data.draws import Ints
-from unitdist.data.geometry import Bools
+from unitdist.data.geometry import Bools, CornerRegion
 from unitdist.data.transfer import uint8_normalization
 
 Pixels = npt.NDArray[np.uint8]
@@ -25,20 +24,27 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Regions:
-    """One batch of decoded regions.
-
-    images: N times (h, w, 3) uint8. flip: (N,) bool, where to mirror.
-    """
+    """One batch of decoded regions. images: N times (h, w, 3) uint8. region: what they are and what to do with them."""
 
     images: list[Pixels]
-    flip: Bools
+    region: CornerRegion
 
 
-def resize(region: Pixels, side_px: int) -> torch.Tensor:
-    """(side, side, 3) uint8."""
-    image_nchw = torch.from_numpy(region).permute(2, 0, 1)[None]
-    square = functional.interpolate(image_nchw, (side_px, side_px), mode="bilinear", antialias=True)
-    return square[0].permute(1, 2, 0)
+def cut_square(image_hwc: Pixels, region: CornerRegion, row: int, side_px: int) -> torch.Tensor:
+    """(side, side, 3) uint8: one row of the region applied to its decoded pixels."""
+    source_hwc = _mirrored(torch.from_numpy(image_hwc), region.mirror_yx[row])
+    # functional.interpolate takes a size or a scale; here the grid is a part of the whole image's.
+    resized_nchw: torch.Tensor = torch.ops.aten._upsample_bilinear2d_aa.default(
+        source_hwc[None].permute(0, 3, 1, 2), region.grid_hw[row].tolist(), False, *region.scale_hw[row].tolist()
+    )
+    top, left = region.first_yx[row].tolist()
+    square_chw = resized_nchw[0, :, top : top + side_px, left : left + side_px]
+    return _mirrored(square_chw.permute(1, 2, 0), region.back_yx[row])
+
+
+def _mirrored(image_hwc: torch.Tensor, mirror_yx: Bools) -> torch.Tensor:
+    axes = [axis for axis, mirrored in enumerate(mirror_yx.tolist()) if mirrored]
+    return image_hwc.flip(axes) if axes else image_hwc
 
 
 class Resampler:
@@ -100,9 +106,8 @@ class Resampler:
     def _resample(self, regions: Regions, rows: Ints, squares_nhwc: torch.Tensor) -> None:
         """Fill some rows of squares_nhwc."""
         for row in rows.tolist():
-            square = resize(regions.images[row], self._side_px)
             target = squares_nhwc[row]
-            target.copy_(square.flip(1) if regions.flip[row] else square)
+            target.copy_(cut_square(regions.images[row], regions.region, row, self._side_px))
             if not self._pinned:
                 # While the image is in the core's cache.
                 target.view(self._side_px, -1).mul_(self._scale_row).add_(self._shift_row)
