@@ -23,6 +23,7 @@ Keys of a checkpoint (all plain values and tensors, so `weights_only=True` reads
 
 import contextlib
 import os
+import re
 import shutil
 import zipfile
 import zlib
@@ -137,9 +138,13 @@ def read_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen unrelated types here; each means that the file is not usable
+        if "weights_only" in str(error) or "Unsupported" in str(error):  # torch's own text advises to run the code
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            raise CheckpointError(
+                f"refused: {path} holds code objects, which unitdist never runs{f' ({found[1]})' if found else ''}; "
+                "save the state dict alone"
+            ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise CheckpointError(f"refused: {path} holds code objects, which unitdist never runs ({reason})") from None
         raise DamagedCheckpoint(f"{path} cannot be read as a checkpoint: {reason}") from None
 
 
