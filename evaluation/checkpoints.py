@@ -64,6 +64,8 @@ def load_network(path: Path, options: EvaluationOptions) -> Network:
     if content.get("format") == FORMAT:
         if options.model is not None:
             raise ConfigError(f"--model: {path} is unitdist's own and names its network; leave --model out")
+        if options.num_classes is not None:
+            raise ConfigError(f"--num-classes: {path} is unitdist's own and names its classes; leave --num-classes out")
         network = _own_network(content, state, path, options)
     else:
         network = _foreign_network(content, state, path, options)

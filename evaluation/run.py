@@ -71,6 +71,8 @@ def evaluate(
     names = protocol_names(protocols)
     world = World.from_environment()
     device = _device(device, world)
+    if options.decode_device == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("--decode-device gpu: torch sees no CUDA device here; use --decode-device cpu")
     folder = None if output is None else Path(output)
     if options.resume and folder is None:
         raise ConfigError("--resume needs --output, the folder of the interrupted evaluation")

@@ -181,6 +181,8 @@ def test_what_does_not_fit_is_refused(
 def test_own_checkpoint_does_not_take_another_network(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="names its network; leave --model out"):
         load_network(checkpoint, EvaluationOptions(model=TIMM))
+    with pytest.raises(ConfigError, match="names its classes; leave --num-classes out"):
+        load_network(checkpoint, EvaluationOptions(num_classes=5))
 
 
 def test_missing_and_damaged_files_are_refused(tmp_path: Path, checkpoint: Path) -> None:

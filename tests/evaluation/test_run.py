@@ -302,6 +302,8 @@ def test_cuda_without_a_gpu_is_refused(tiny_net: nn.Module, small_val: Path, mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="--device cuda: torch sees no CUDA device"):
         evaluate(tiny_net, small_val, device="cuda", options=SMALL)
+    with pytest.raises(ConfigError, match="--decode-device gpu: torch sees no CUDA device"):
+        evaluate(tiny_net, small_val, options=options(loader="dali", decode_device="gpu"))
 
 
 @pytest.mark.parametrize(

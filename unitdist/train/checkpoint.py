@@ -25,6 +25,7 @@ import contextlib
 import os
 import re
 import shutil
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -136,13 +137,17 @@ def read_file(path: Path) -> Any:
     if altered is not None:
         raise DamagedCheckpoint(f"{path} is damaged: {altered} differs from its checksum; use another checkpoint")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Detected pickle protocol"
+            )  # what matters of it is an error below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen unrelated types here; each means that the file is not usable
         if "weights_only" in str(error) or "Unsupported" in str(error):  # torch's own text advises to run the code
-            found = re.search(r"GLOBAL (\S+)", str(error))
+            found = re.search(r"GLOBAL \S+|[Uu]nsupported operand \d+", str(error))
             raise CheckpointError(
-                f"refused: {path} holds code objects, which unitdist never runs{f' ({found[1]})' if found else ''}; "
-                "save the state dict alone"
+                f"refused: {path} holds code objects, which unitdist never runs{f' ({found[0]})' if found else ''}; "
+                "save the state dict alone, with torch.save's own pickle_protocol"
             ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DamagedCheckpoint(f"{path} cannot be read as a checkpoint: {reason}") from None
