@@ -64,6 +64,19 @@ def test_a_model_without_such_layers_is_an_error() -> None:
         set_norm_divisors(nn.Sequential(nn.Conv2d(3, 3, 1)), 8)
 
 
+@pytest.mark.parametrize("size", [0, -1, (3,), "64", 8.0, (0, 8), (8, 8, 8)])
+def test_an_image_size_that_is_none_is_an_error(size: object) -> None:
+    with pytest.raises(ConfigError, match=r"image_size must be a side, or \(height, width\), >= 1 px; got"):
+        set_norm_divisors(network(), size)  # type: ignore[arg-type]
+
+
+def test_a_model_of_other_channels_is_an_error_that_names_the_argument() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), Unitization2d(4))
+    with pytest.raises(ConfigError, match=r"does not run on an image of 3 channels and 28 x 28 px \(channels=N"):
+        set_norm_divisors(model, 28)
+    assert set_norm_divisors(model, 28, channels=1) == {"1": 26 * 26}
+
+
 def test_layers_that_are_not_reached_stay_unknown() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -17,7 +17,7 @@ def set_norm_divisors(
 
     One dry run on the meta device: no memory, no computation, no change of running statistics. Layers that the
     run does not reach keep their state. `only_missing`: leave divisors that are known. Returns the divisors by
-    qualified name. Raises ConfigError when a layer meets two sizes, or the model has no such layer.
+    qualified name. Raises ConfigError when a layer meets two sizes, the model has no such layer, or it does not run on such images.
     """
     layers = {
         name: module
@@ -28,8 +28,18 @@ def set_norm_divisors(
         raise ConfigError(
             f"set_norm_divisors: {type(model).__name__} has no Unitization2d layer with norm_scope='image'"
         )
-    height_px, width_px = (image_size, image_size) if isinstance(image_size, int) else image_size
-    divisors = _dry_run(model, layers, (1, channels, height_px, width_px))
+    size = tuple(image_size) if isinstance(image_size, tuple | list) else (image_size, image_size)
+    if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
+        raise ConfigError(
+            f"set_norm_divisors: image_size must be a side, or (height, width), >= 1 px; got {image_size!r}"
+        )
+    try:
+        divisors = _dry_run(model, layers, (1, channels, *size))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"set_norm_divisors: {type(model).__name__} does not run on an image of {channels} channels and {size[0]} x {size[1]} px "
+            f"(channels=N names another number): {error}"
+        ) from error
     for name, divisor in divisors.items():
         if not (only_missing and layers[name].knows_norm_divisor()):
             layers[name].set_norm_divisor(divisor)
