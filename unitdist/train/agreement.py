@@ -65,8 +65,8 @@ def reporting_errors(world: World, *, debug: bool) -> Iterator[None]:
             if debug:
                 traceback.print_exc()
             _say(world, str(error), kind="" if isinstance(error, Stopped) else "error: ")
-            if not isinstance(error, Stopped):
-                _tell_torchrun(error)
+        if not isinstance(error, Stopped):
+            _tell_torchrun(error)  # on every rank: torchrun takes the first that it sees gone for the root cause
         # torchrun restarts workers that leave with another code than 0; what a stop left behind says status.json.
         _leave(0 if isinstance(error, Stopped) and "TORCHELASTIC_RUN_ID" in os.environ else error.exit_code)
     except KeyboardInterrupt:

@@ -23,7 +23,9 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint") if asynchronous else None
         self._pending: Future[None] | None = None
         self._failure: CheckpointError | None = None
-        self._mistake: CheckpointError | None = None
+        self.gives_up: CheckpointError | None = None
+        """The error that ends the run: as many saves in a row have failed as are allowed, or one by a mistake of ours. Once set it stays,
+        whatever later saves do while the ranks agree to end."""
 
     def start(self, write: Callable[[], None], *, step: int) -> None:
         """Call `write` in the background, once the write before it has ended; here and now where that was asked for."""
@@ -56,13 +58,22 @@ class CheckpointWriter:
             self._failure = error
             self.lost_steps.add(self._step)
             self.failed_in_a_row += 1
-            self._tell(f"{error}; failed saves in a row: {self.failed_in_a_row} of {self._max_failed_saves} allowed")
+            count, allowed = self.failed_in_a_row, self._max_failed_saves
+            self._tell(
+                f"{error}; "
+                + ("the run is ending" if self.gives_up else f"failed saves in a row: {count} of {allowed} allowed")
+            )
+            if count == allowed and self.gives_up is None:
+                self.gives_up = CheckpointError(
+                    f"{count} saves in a row failed (checkpoint.max_failed_saves); the last one: {error}"
+                )
         except Exception as error:
             mistake = CheckpointError(
                 f"writing the checkpoint of step {self._step} failed with {type(error).__name__}: {error}"
             )
             mistake.__cause__ = error  # so its traceback is in the log
-            self._failure = self._mistake = mistake
+            self._failure = mistake
+            self.gives_up = self.gives_up or mistake
             self.lost_steps.add(self._step)
         else:
             self._failure, self.failed_in_a_row = None, 0
@@ -72,17 +83,6 @@ class CheckpointWriter:
     def failure(self) -> CheckpointError | None:
         """Why the newest save failed; None where it did not."""
         return self._failure
-
-    @property
-    def gives_up(self) -> CheckpointError | None:
-        """The error that ends the run: as many saves in a row have failed as are allowed, or one by a mistake of ours."""
-        if self._mistake is not None:
-            return self._mistake
-        if self._failure is None or self.failed_in_a_row < self._max_failed_saves:
-            return None
-        return CheckpointError(
-            f"{self.failed_in_a_row} saves in a row failed (checkpoint.max_failed_saves); the last one: {self._failure}"
-        )
 
     def close(self) -> None:
         """Let the write that is going on end."""
