@@ -66,7 +66,10 @@ def export_checkpoint(
     config = config_from_dict(checkpoint["config"])
     model = _fresh_model(config.model, config.data.image_size_px)
     load_model_state(model, state, "the checkpoint")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output: cannot make the folder {folder}: {error.strerror}") from None
     weights_file = folder / WEIGHTS_FILE
     content = save({name: value.contiguous() for name, value in state.items()}, metadata={"format": "pt"})
     weights_file.write_bytes(content)  # safetensors' own `save_file` makes a file that only its owner may read

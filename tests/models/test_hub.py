@@ -181,6 +181,13 @@ def test_averaged_weights_are_taken_where_there_are_such(tmp_path: Path) -> None
         hub.export_checkpoint(without, tmp_path / "none", weights="model_ema")
 
 
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    checkpoint, _ = make_checkpoint()
+    with pytest.raises(ConfigError, match=f"--output: cannot make the folder {tmp_path / 'taken'}: File exists"):
+        hub.export_checkpoint(checkpoint, tmp_path / "taken")
+
+
 @pytest.mark.parametrize("arm", ["batchnorm", "groupnorm"])
 def test_other_arms_and_switches_go_round(arm: str, tmp_path: Path) -> None:
     groups = 4 if arm == "groupnorm" else None

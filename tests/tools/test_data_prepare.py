@@ -72,3 +72,13 @@ def test_wrong_labels_and_hostile_archives_are_refused(sample_data: Path, tmp_pa
     (tmp_path / "cut.tar").write_bytes((tmp_path / "ILSVRC2012_img_train.tar").read_bytes()[:300_000])
     code, _, error = run_data("prepare-train", tmp_path / "cut.tar", "--output", tmp_path / "t")
     assert code == 1 and "cut.tar is damaged or cut off" in error
+
+
+def test_labels_that_are_no_devkit_and_no_csv_are_one_line(
+    sample_data: Path, tmp_path: Path, run_data: RunData
+) -> None:
+    (tmp_path / "labels.txt").write_text("hello\n")
+    options = ("--labels", tmp_path / "labels.txt", "--output", tmp_path / "val")
+    code, _, error = run_data("prepare-val", sample_data / "val" / "cat", *options)
+    assert code == 1 and error.count("\n") == 1
+    assert "labels.txt is neither a CSV file like Kaggle's LOC_val_solution.csv nor a readable tar file" in error

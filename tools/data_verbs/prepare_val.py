@@ -45,7 +45,10 @@ def devkit_file(devkit: Path, name: str) -> bytes:
                     assert content is not None
                     return content.read()
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"--labels: {devkit} is no readable tar file: {error}") from error
+        raise DataError(
+            f"--labels: {devkit} is neither a CSV file like Kaggle's LOC_val_solution.csv nor a readable tar file like the "
+            f"devkit ILSVRC2012_devkit_t12.tar.gz ({str(error).partition(chr(10))[0].rstrip(':- ')})"
+        ) from error
     raise ConfigError(f"--labels: {devkit} holds no {name}")
 
 
