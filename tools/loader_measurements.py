@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision.transforms as v1
-from machine_load import QUIET_SHARE, Moment, load_average, thread_cpu_seconds, waited_for_core_s
+from machine_load import QUIET_SHARE, Moment, load_average, waited_for_core_s
 from nvidia.dali import Pipeline, fn
 from PIL import Image
 
@@ -286,15 +286,6 @@ def first_wait_ms(stream: Iterator[object], epoch_batches: int) -> float:
     return 1000 * waited
 
 
-def busiest_thread_ms(stream: Iterator[object], batches: int) -> float:
-    """CPU milliseconds per image of the thread that works most: what bounds the speed where each thread has its core."""
-    before = thread_cpu_seconds()
-    for _ in range(batches):
-        next(stream)
-    worked = [seconds - before.get(thread, 0.0) for thread, seconds in thread_cpu_seconds().items()]
-    return 1000 * max(worked) / (batches * BATCH)
-
-
 def on_cores(case: Case, cores: set[int]) -> Case:
     """The case with all of its threads kept on these cores; so is the thread that asks, while it does."""
 
@@ -315,7 +306,7 @@ def on_cores(case: Case, cores: set[int]) -> Case:
 def print_scaling(root: Path, *, rounds: int, batches: int) -> None:
     """Two threads on two cores against one on one core, and the stall of a step; by the clock only where the machine was ours.
 
-    One thread must be kept on one core: DALI then decodes in its worker and resamples in its executor, side by side.
+    One thread must be kept on one core: one decodes and another resamples, side by side.
     """
     one, two = (our_loader(config_of(root, "scale", num_threads=n)) for n in (1, 2))
     cases = {"1": on_cores(one, {min(os.sched_getaffinity(0))}), "2": two}
@@ -323,9 +314,7 @@ def print_scaling(root: Path, *, rounds: int, batches: int) -> None:
     streams = {name: case() for name, case in cases.items()}
     for stream in streams.values():
         images_per_second(stream, 4)
-    busiest_ms = statistics.median(busiest_thread_ms(streams["2"], batches) for _ in range(rounds))
-    print(f"two threads: {2 * one_ms / two_ms:.2f} times one by CPU time per image, ", end="")
-    print(f"{one_ms / busiest_ms:.2f} times by that of the busier of the two ", end="")
+    print(f"two threads: {2 * one_ms / two_ms:.2f} times one by CPU time per image ", end="")
     speeds = by_the_clock(
         {name: partial(images_per_second, stream, batches) for name, stream in streams.items()}, rounds=rounds
     )

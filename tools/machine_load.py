@@ -42,20 +42,10 @@ class Moment:
         return max(others, 0.0) / ((now.clock - self.clock) * (os.cpu_count() or 1))
 
 
-def thread_cpu_seconds() -> dict[int, float]:
-    """{thread id: seconds on a core} of this process's threads."""
-    return {int(task.name): _schedstat(task)[0] for task in Path("/proc/self/task").iterdir()}
-
-
 def waited_for_core_s() -> float:
     """Seconds in which this thread could have run and had no core: other programs' doing, in a program with a core to spare."""
-    return _schedstat(Path("/proc/thread-self"))[1]
-
-
-def _schedstat(task: Path) -> tuple[float, float]:
-    """(seconds on a core, seconds waited for one)."""
-    on_core_ns, waited_ns, _ = (task / "schedstat").read_text().split()
-    return int(on_core_ns) / 1e9, int(waited_ns) / 1e9
+    _, waited_ns, _ = Path("/proc/thread-self/schedstat").read_text().split()
+    return int(waited_ns) / 1e9
 
 
 def load_average() -> str:

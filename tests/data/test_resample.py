@@ -190,13 +190,15 @@ def test_threads_use_one_core_each_and_leave_the_callers_number_alone(monkeypatc
         torch.set_num_threads(before)
 
 
-def test_error_of_a_thread_and_of_the_decoder_reach_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_threads_reach_the_caller_after_the_batches_before(monkeypatch: pytest.MonkeyPatch) -> None:
     def second_fails() -> Iterator[Regions]:
         yield made_up_regions(1, 6)[0]
         raise RuntimeError("no more regions")
 
+    batches = resampler().run(second_fails())
+    next(batches)
     with pytest.raises(RuntimeError, match="no more regions"):
-        list(resampler().run(second_fails()))
+        next(batches)
 
     def failing(*_: object) -> None:
         raise ValueError("no square")

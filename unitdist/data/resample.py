@@ -5,7 +5,6 @@ integers as Pillow's. Axes: n sample, h row, w column, c channel.
 """
 
 import weakref
-from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -74,27 +73,33 @@ class Resampler:
         self._scale_row, self._shift_row = (value.flatten().repeat(side_px) for value in (scale, shift))
 
     def run(self, batches: Iterator[Regions]) -> Generator[torch.Tensor, None, None]:
-        """Yield the batches in order; the one after that which is yielded is resampled meanwhile."""
+        """Yield the batches in order. Meanwhile the next is taken from `batches`, in a thread of its own, and resampled."""
         # Images are parallel enough: no operation of these threads is split over more. The number is each thread's own, but
         # one that has not computed yet takes over the last that was set, so the caller's is settled first.
         torch.get_num_threads()
         one_each: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="unitdist-resample", **one_each) as pool:
-            waiting: deque[tuple[torch.Tensor, list[Future[None]]]] = deque()
+        with (
+            ThreadPoolExecutor(self._threads, thread_name_prefix="unitdist-resample", **one_each) as pool,
+            ThreadPoolExecutor(1, thread_name_prefix="unitdist-decoded", **one_each) as taker,
+        ):
+            following = taker.submit(self._start, pool, batches)
             try:
-                while True:
-                    while len(waiting) < 2 and (regions := next(batches, None)) is not None:
-                        waiting.append(self._start(pool, regions))
-                    if not waiting:
-                        return
-                    squares_nhwc, parts = waiting.popleft()
+                while (started := following.result()) is not None:
+                    following = taker.submit(self._start, pool, batches)
+                    squares_nhwc, parts = started
                     for part in parts:
                         part.result()
                     yield squares_nhwc.permute(0, 3, 1, 2)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _start(self, pool: ThreadPoolExecutor, regions: Regions) -> tuple[torch.Tensor, list[Future[None]]]:
+    def _start(
+        self, pool: ThreadPoolExecutor, batches: Iterator[Regions]
+    ) -> tuple[torch.Tensor, list[Future[None]]] | None:
+        """The next batch's memory and the tasks that fill it; None at the end."""
+        regions = next(batches, None)
+        if regions is None:
+            return None
         if self._pinned:
             squares_nhwc = torch.empty(self._shape_nhwc, dtype=torch.uint8, pin_memory=True)
         else:
