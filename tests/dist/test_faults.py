@@ -99,7 +99,7 @@ def test_stuck_loader_is_named_with_all_stacks(fault: str, shared: list[str], tm
         assert "is stuck at step 5 (data)" in first and "faulty_train.py" in first
     else:
         assert "does not answer: its interpreter is blocked" in first
-    assert "rank 0" in summary and "waited for it at step 5 (training)" in summary
+    assert "rank 0" in summary and "waited for it at step 5 (training)" in summary, summary
     stacks = (run / "logs" / "rank_00001.log").read_text()
     assert "faulty_fetch" in stacks and "train_epoch" in stacks
     assert "sum_over_group" in (run / "logs" / "rank_00000.log").read_text()
