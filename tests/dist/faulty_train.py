@@ -1,7 +1,7 @@
 """launch/train.py with a fault put in from outside: FAULT=sleep|gil|raise, FAULT_RANK, FAULT_STEP.
 
-sleep: the loader of that rank blocks at that step. gil: it blocks in native code that holds the interpreter.
-raise: it raises an error of its own.
+sleep: the loader of that rank blocks at that step. gil: it blocks in native code that holds the interpreter, and no
+signal ends that. raise: it raises an error of its own.
 """
 
 import ctypes
@@ -13,9 +13,17 @@ from pathlib import Path
 
 from unitdist.train.batches_ahead import STEPS_AHEAD, BatchesAhead
 
+
+def lock_twice() -> None:
+    """A deadlock with itself."""
+    mutex = ctypes.create_string_buffer(64)  # zeros: an open pthread_mutex_t
+    for _ in range(2):
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+
 FAULTS = {
     "sleep": lambda: time.sleep(3600),
-    "gil": lambda: ctypes.PyDLL(None).sleep(3600),
+    "gil": lock_twice,
     "raise": lambda: (_ for _ in ()).throw(ValueError("a fault put in by a test")),
 }
 _fetch = BatchesAhead._fetch
