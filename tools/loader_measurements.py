@@ -267,6 +267,7 @@ def stall_share(stream: Iterator[object], loader_speed: float, batches: int) -> 
     """
     step_s = 1.3 * BATCH / loader_speed
     next(stream)
+    time.sleep(step_s)  # the step of that batch; a request right after another would meet an empty queue
     waited, began = 0.0, time.perf_counter()
     for _ in range(batches):
         asked, without_core = time.perf_counter(), waited_for_core_s()

@@ -4,6 +4,7 @@ DALI's decoder is as quick as any; its resize on the CPU takes over twice the ti
 integers as Pillow's. Axes: n sample, h row, w column, c channel.
 """
 
+import time
 import weakref
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,10 @@ from unitdist.data.geometry import Bools, CornerRegion
 from unitdist.data.transfer import uint8_normalization
 
 Pixels = npt.NDArray[np.uint8]
+
+_HEAD_START_S = 0.001
+"""So long the thread that takes the next batch stands back: its work in Python would keep the interpreter's lock, for up to
+5 ms at a time, from the thread that just asked for a batch and wants to leave with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,7 @@ class Resampler:
         self, pool: ThreadPoolExecutor, batches: Iterator[Regions]
     ) -> tuple[torch.Tensor, list[Future[None]]] | None:
         """The next batch's memory and the tasks that fill it; None at the end."""
+        time.sleep(_HEAD_START_S)
         regions = next(batches, None)
         if regions is None:
             return None
