@@ -32,6 +32,21 @@ def converted_net(classes: int) -> nn.Module:
     return model
 
 
+def test_a_registered_net_takes_what_timms_train_script_passes_by_default() -> None:
+    """Whatever is None there, timm.create_model leaves out; `drop_rate` and the rest are not."""
+    left_out = dict.fromkeys(("drop_path_rate", "drop_block_rate", "global_pool", "bn_momentum", "bn_eps"))
+    model = timm.create_model(
+        "preact_resnet18_unit", pretrained=False, in_chans=3, num_classes=7, drop_rate=0.0, scriptable=False, checkpoint_path="", **left_out
+    )  # fmt: skip
+    assert model.num_classes == 7
+    options = dict.fromkeys(("input_size", "img_size", "crop_pct", "mean", "std"), None) | {
+        "interpolation": "",
+        "batch_size": 128,
+    }
+    data = resolve_data_config(options, model=model)
+    assert (data["input_size"], data["crop_pct"], data["interpolation"]) == ((3, 224, 224), 0.875, "bilinear")
+
+
 @pytest.mark.filterwarnings("ignore:unclosed file <_io.BufferedReader:ResourceWarning")  # by timm's image reader
 @pytest.mark.parametrize("make", [registered_net, converted_net])
 def test_timms_parts_train_save_and_load_a_unit_net(sample_data: Path, make: type, tmp_path: Path) -> None:
