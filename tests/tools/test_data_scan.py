@@ -56,7 +56,7 @@ def test_scan_without_dali_says_what_to_install_and_other_verbs_work(
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     code, _, error = run_data("scan", sample_data / "val")
     assert code == 2 and error.startswith("error: scan needs NVIDIA DALI: pip install 'unitdist[dali-cuda13]'")
-    assert run_data("audit", sample_data)[0] == 0
+    assert run_data("audit", sample_data, "--world", 2, "--batch", 8)[0] == 0
 
 
 def test_interrupted_scan_continues_and_gives_the_same_manifest(

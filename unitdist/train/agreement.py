@@ -50,6 +50,11 @@ def from_rank_zero(world: World, make: Callable[[], T]) -> T:
     return box[0]  # type: ignore[return-value]
 
 
+_AFTER_ITS_CAUSE_S = 10
+"""torchrun takes the earliest failure, in whole seconds, for the root cause, and sees a killed rank a moment later than its
+peers do: a rank that only lost contact dates its failure so much later."""
+
+
 @contextlib.contextmanager
 def reporting_errors(world: World, *, debug: bool) -> Iterator[None]:
     """Around a script's main: an error of unitdist becomes one line by one rank and its exit code, never a hang.
@@ -66,7 +71,8 @@ def reporting_errors(world: World, *, debug: bool) -> Iterator[None]:
                 traceback.print_exc()
             _say(world, str(error), kind="" if isinstance(error, Stopped) else "error: ")
         if not isinstance(error, Stopped):
-            _tell_torchrun(error)  # on every rank: torchrun takes the first that it sees gone for the root cause
+            # On every rank: of those in the same second torchrun takes the lowest for the root cause.
+            _tell_torchrun(f"{type(error).__name__}: {error}")
         # torchrun restarts workers that leave with another code than 0; what a stop left behind says status.json.
         _leave(0 if isinstance(error, Stopped) and "TORCHELASTIC_RUN_ID" in os.environ else error.exit_code)
     except KeyboardInterrupt:
@@ -82,7 +88,9 @@ def reporting_errors(world: World, *, debug: bool) -> Iterator[None]:
         if debug:
             traceback.print_exc()
         reason = str(error).strip().partition("\n")[0]
-        _say(world, f"lost contact with another rank, whose own message says why it left ({reason})")
+        text = f"lost contact with another rank, whose own message says why it left ({reason})"
+        _say(world, text)
+        _tell_torchrun(text, later_s=_AFTER_ITS_CAUSE_S)
         _leave(TrainingError.exit_code)
 
 
@@ -109,11 +117,11 @@ def _say(world: World, message: str, kind: str = "error: ") -> None:
     print(f"{prefix}: {kind}{message}", file=sys.stderr, flush=True)
 
 
-def _tell_torchrun(error: UnitdistError) -> None:
-    """The error for torchrun's own summary, in the format of its error files; without the traceback that torch would add."""
+def _tell_torchrun(message: str, *, later_s: int = 0) -> None:
+    """For torchrun's own summary, in the format of its error files; without the traceback that torch would add."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        reply = {"message": f"{type(error).__name__}: {error}", "extraInfo": {"timestamp": str(int(time.time()))}}
+        reply = {"message": message, "extraInfo": {"timestamp": str(int(time.time()) + later_s)}}
         Path(path).write_text(json.dumps({"message": reply}), encoding="utf-8")
 
 
