@@ -1,5 +1,6 @@
 """unitdist.train.checkpoint: atomic, checked, safe to load; and what a wrong file says."""
 
+import errno
 import os
 import pickle
 import resource
@@ -169,3 +170,16 @@ def test_folder_that_is_gone_is_a_failed_save(tmp_path: Path) -> None:
         CheckpointError, match=r"No such file or directory \(it needs 40 kB, an unknown number of bytes"
     ):
         save_checkpoint(tmp_path / "gone" / "last.pt", {"weight": torch.zeros(10_000)})
+
+
+def test_storage_that_fails_is_not_taken_for_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pt"
+    torch.save({"step": 1}, path)
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("zipfile.ZipFile", fails)
+    with pytest.raises(CheckpointError, match=r"last\.pt cannot be read: Input/output error") as caught:
+        read_file(path)
+    assert type(caught.value) is CheckpointError

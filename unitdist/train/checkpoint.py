@@ -22,6 +22,7 @@ Keys of a checkpoint (all plain values and tensors, so `weights_only=True` reads
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -120,7 +121,7 @@ def read_file(path: Path) -> Any:
 
     The archive's own CRC-32 of every member is compared: it travels with the file, and costs half of a SHA-256.
     Raises ConfigError when there is no such file, DamagedCheckpoint when it is truncated, altered or not a torch file,
-    CheckpointError when it would run code.
+    CheckpointError when it would run code, or when the storage does not let it be read.
     """
     if not path.is_file():
         folder = path if path.is_dir() else path.parent
@@ -130,7 +131,11 @@ def read_file(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             altered = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, ValueError, RuntimeError):
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, ValueError, RuntimeError) as error:
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # that one is a torn archive's seek before its start
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
         raise DamagedCheckpoint(
             f"{path} is damaged or not a checkpoint ({path.stat().st_size} bytes, no readable archive); use another one"
         ) from None
