@@ -10,6 +10,7 @@ from PIL import Image
 
 from evaluation.image_list import ImageList
 from evaluation.report import ProtocolResult
+from unitdist.wording import counted
 
 THUMBNAIL_PX = 220
 
@@ -41,7 +42,7 @@ def save_gallery(path: Path, result: ProtocolResult, images: ImageList, limit: i
     count, errors = result.summary["count"], result.summary["count"] - result.summary["top1_correct"]
     title = f"Most confident errors: {result.name}"
     note = (
-        f"{len(places)} of {errors} errors on {count} images; top-1 {result.summary['top1']:.2f} %. Percentages are the "
+        f"{len(places)} of {errors} errors on {counted(count, 'image')}; top-1 {result.summary['top1']:.2f} %. Percentages are the "
         "probabilities that the network gives to the predicted and to the true class."
     )
     cards = "\n".join(_card(place, result, images) for place in places) or "<li><div>No errors.</div></li>"

@@ -15,6 +15,7 @@ from unitdist.data.index import IMAGE_SUFFIXES, ImageIndex, scan_image_folder
 from unitdist.data.manifest import SHARDS_FORMAT, ShardIndex, load_shards, read_header
 from unitdist.data.reading import ImageSource
 from unitdist.errors import ConfigError, DataError
+from unitdist.wording import counted
 
 SHARD_INDEX = "index.tsv"
 """What tools/data.py writes beside tars and TFRecords."""
@@ -121,9 +122,12 @@ def require_same_labels(images: ImageList, trained: dict[str, int] | None, num_o
         )
     classes = len(images.class_to_idx)
     if classes and classes != num_outputs:
-        raise DataError(f"the network has {num_outputs} outputs, {images.root} has {classes} classes; they must be the same classes")
+        raise DataError(
+            f"the network has {counted(num_outputs, 'output')}, {images.root} has "
+            f"{counted(classes, 'class', 'classes')}; they must be the same classes"
+        )
     if int(images.labels_n.max()) >= num_outputs or int(images.labels_n.min()) < 0:
-        raise DataError(f"labels go from {images.labels_n.min()} to {images.labels_n.max()}, the network has {num_outputs} outputs")
+        raise DataError(f"labels go from {images.labels_n.min()} to {images.labels_n.max()}, the network has {num_outputs}")
 
 
 def _split_folder(data: Path, val_split: str, trained: dict[str, int]) -> Path:
@@ -138,7 +142,7 @@ def _scan(folder: Path) -> ImageIndex:
     images = [child.name for child in children if child.suffix.lower() in IMAGE_SUFFIXES]
     if images and not any(child.is_dir() for child in children):
         raise DataError(
-            f"{folder} is flat: {len(images)} images (first: {min(images)}) without class folders. Give --labels FILE with one "
+            f"{folder} is flat: {counted(len(images), 'image')} (first: {min(images)}) without class folders. Give --labels FILE with one "
             "`image class` line per image, or sort the images into one folder per class"
         )
     return scan_image_folder(folder)

@@ -21,6 +21,7 @@ from evaluation.progress import Progress
 from evaluation.ranks import Ranks
 from evaluation.views import Pass
 from unitdist.errors import DataError, UnitdistError
+from unitdist.wording import counted
 
 BuildDecoder = Callable[[tuple[Pass, ...]], Decoder]
 
@@ -185,7 +186,7 @@ def assemble(parts: Sequence[Scored], images: ImageList, plan: Pass) -> np.ndarr
         )
     bad = [image_id for image_id in np.flatnonzero(~np.isfinite(scores_nk).all(axis=1)).tolist() if image_id not in broken]
     if bad:
-        raise DataError(f"{plan.name}: the network's scores of {len(bad)} images are not finite; first: {images.names[bad[0]]}")
+        raise DataError(f"{plan.name}: the network's scores of {counted(len(bad), 'image')} are not finite; first: {images.names[bad[0]]}")
     return scores_nk
 
 
@@ -193,7 +194,7 @@ def broken_error(images: ImageList, broken: dict[int, str]) -> DataError:
     """The error for images that cannot be decoded, naming the first."""
     first = min(broken)
     return DataError(
-        f"{len(broken)} image{'s' if len(broken) > 1 else ''} cannot be decoded; first: {images.source.name(first)}: "
+        f"{counted(len(broken), 'image')} cannot be decoded; first: {images.source.name(first)}: "
         f"{broken[first]}. Replace it, or leave such images out, counted and named, with --on-broken skip"
     )
 

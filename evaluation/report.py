@@ -17,6 +17,7 @@ from evaluation.image_list import ImageList
 from evaluation.scores import Calibration, accuracy_summary, calibration, confusion_matrix, softmax
 from evaluation.views import TABLE_3_SCALES_PX, Pass
 from unitdist.errors import ConfigError
+from unitdist.wording import counted
 
 SCHEMA = "unitdist-evaluation-1"
 
@@ -137,8 +138,8 @@ def console_table(results: Sequence[ProtocolResult], model_name: str, norm: str)
         summary = result.summary
         mirrors = "with mirrors" if summary["mirrored"] else "no mirrors"
         lines.append(
-            f"{result.name}: {model_name}, {norm}; {summary['count']} images, {summary['views']} views each ({mirrors}), "
-            f"{summary['average']} averaged"
+            f"{result.name}: {model_name}, {norm}; {counted(summary['count'], 'image')}, "
+            f"{counted(summary['views'], 'view')} each ({mirrors}), {summary['average']} averaged"
         )
         lines.append(f"  {'scale':>8} {'views':>6}  {'top-1 %':>8}  {'95 % interval':>15}  {'top-5 %':>8}  {'95 % interval':>15}")
         scales = summary["scales"]

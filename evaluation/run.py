@@ -42,6 +42,7 @@ from evaluation.views import Pass
 from unitdist.data.reading import ImageSource
 from unitdist.errors import ConfigError
 from unitdist.train.agreement import agreed
+from unitdist.wording import install_extra
 from unitdist.world import World
 
 VIEWS_PER_FORWARD = {"cuda": 256, "cpu": 16}
@@ -227,7 +228,7 @@ def _write(
     try:
         from evaluation.pictures import save_pictures
     except ImportError as error:
-        return [f"no pictures: matplotlib cannot be imported ({error}); pip install 'unitdist[demo]'"]
+        return [f"no pictures: matplotlib cannot be imported ({error}); {install_extra('demo')}"]
     for result in results:
         save_pictures(folder, result)
     return []
@@ -317,7 +318,7 @@ def build_decoders(
             from evaluation.dali_views import DaliDecoder
         except ImportError as error:
             raise ConfigError(
-                f"--loader dali: DALI cannot be imported ({error}); pip install 'unitdist[dali-cuda12]' or [dali-cuda13], or give "
+                f"--loader dali: DALI cannot be imported ({error}); {install_extra('dali-cuda13', 'dali-cuda12')}, or give "
                 "--loader torchvision"
             ) from None
         return DaliDecoder(

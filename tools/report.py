@@ -7,6 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from unitdist.wording import counted
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from report_page import build_page  # noqa: E402
@@ -37,7 +39,7 @@ def write(arguments: argparse.Namespace) -> None:
         arguments.output.write_text(page, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output: cannot write {arguments.output}: {error.strerror}") from None
-    print(f"wrote {arguments.output} ({len(page) / 1024:,.0f} KiB, {len(arguments.runs)} runs)")
+    print(f"wrote {arguments.output} ({len(page) / 1024:,.0f} KiB, {counted(len(arguments.runs), 'run')})")
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from unitdist.config import Config
 from unitdist.config_file import config_to_dict, load_config
 from unitdist.errors import ConfigError
 from unitdist.train.schedule import peak_learning_rate
+from unitdist.wording import counted
 
 Event = dict[str, Any]
 LAYER_KEY = re.compile(r"analysis/(?P<layer>.+)/(?P<quantity>[^/]+)")
@@ -183,7 +184,7 @@ def read_runs(folders: Sequence[Path], evaluations: Sequence[Path]) -> list[RunR
     """The runs with names that differ. `evaluations`: reports that lie elsewhere, in the order of the runs."""
     if len(evaluations) > len(folders):
         raise ConfigError(
-            f"--evaluation: {len(evaluations)} files for {len(folders)} runs; give one per run, in their order"
+            f"--evaluation: {counted(len(evaluations), 'file')} for {counted(len(folders), 'run')}; give one per run, in their order"
         )
     names = unique_names(folders)
     runs = [read_run(folder, name=name) for folder, name in zip(folders, names, strict=True)]

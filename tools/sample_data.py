@@ -17,6 +17,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from unitdist.wording import install_extra
+
 PHOTOGRAPHS = {
     "astronaut": "astronaut.png",
     "brick": "brick.png",
@@ -43,7 +45,7 @@ def photograph_folder() -> Path:
     """Folder of the pictures inside the installed scikit-image, found without importing it."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("scikit-image is not installed: pip install 'unitdist[demo]'")
+        raise FileNotFoundError(f"scikit-image is not installed: {install_extra('demo')}")
     return Path(spec.origin).parent / "data"
 
 

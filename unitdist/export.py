@@ -13,6 +13,7 @@ from torch import nn
 from unitdist.errors import ConfigError
 from unitdist.layers import Unitization1d, Unitization2d
 from unitdist.models.folding import fold_unitization
+from unitdist.wording import install_extra
 
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
@@ -82,4 +83,4 @@ def _require_onnx() -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"ONNX export needs onnx and onnxscript ({error}): pip install 'unitdist[export]'") from None
+        raise ConfigError(f"ONNX export needs onnx and onnxscript ({error}): {install_extra('export')}") from None

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from unitdist.wording import counted
+
 
 def model_card(description: dict[str, Any], license: str) -> str:
     """Markdown with the front matter that model hubs read. `description`: config.json, see `unitdist.hub`."""
@@ -56,7 +58,7 @@ def _results(description: dict[str, Any]) -> str:
         protocol = f"single crop, validation in the loop, epoch {last['epoch']}"
         rows.append((protocol, f"{last['top1']:.2f}", f"{last['top5']:.2f}", str(last.get("count", ""))))
     for name, summary in results.get("protocols", {}).items():
-        views = f"{name}, {summary['views']} views, {summary['average']} averaged"
+        views = f"{name}, {counted(summary['views'], 'view')}, {summary['average']} averaged"
         rows.append((views, f"{summary['top1']:.2f}", f"{summary['top5']:.2f}", str(summary["count"])))
     if not rows:
         return "This run was not validated before the checkpoint was written."
@@ -79,7 +81,9 @@ def _norm_divisors(divisors: dict[str, int]) -> str:
     counts: dict[int, int] = {}
     for divisor in divisors.values():
         counts[divisor] = counts.get(divisor, 0) + 1
-    listed = ", ".join(f"{divisor} ({count} layers)" for divisor, count in sorted(counts.items(), reverse=True))
+    listed = ", ".join(
+        f"{divisor} ({counted(count, 'layer')})" for divisor, count in sorted(counts.items(), reverse=True)
+    )
     return f"n is fixed by the training and is part of the weights; it does not follow the image size. {listed}."
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from unitdist.errors import ConfigError
+from unitdist.wording import counted
 
 _FIRST_PORT, _PORTS = 20000, 10000  # below the ports that Linux hands out by itself (32768 and up)
 
@@ -186,7 +187,9 @@ def _slurm_local_size(env: Mapping[str, str]) -> int:
         per_node += [int(match[1])] * int(match[2] or 1)
     node = _number(env, "SLURM_NODEID") if "SLURM_NODEID" in env else 0
     if node >= len(per_node):
-        raise ConfigError(f"SLURM_NODEID: {node} is not among the {len(per_node)} nodes of SLURM_STEP_TASKS_PER_NODE")
+        raise ConfigError(
+            f"SLURM_NODEID: {node} is not among the {counted(len(per_node), 'node')} of SLURM_STEP_TASKS_PER_NODE"
+        )
     return per_node[node]
 
 
@@ -201,8 +204,9 @@ def _refuse_lonely_group(env: Mapping[str, str], size: int) -> None:
         lonely = size < tasks if launchers is None else launchers == 1
         if tasks > 1 and lonely:
             raise ConfigError(
-                f"{scheduler} started {tasks} tasks, each in a world of its own with {size} ranks: {tasks} lonely trainings; give "
-                "torchrun --nnodes and --rdzv-endpoint (launch/slurm does), or start train.py itself as the tasks"
+                f"{scheduler} started {tasks} tasks, each in a world of its own with {counted(size, 'rank')}: "
+                f"{tasks} lonely trainings; give torchrun --nnodes and --rdzv-endpoint (launch/slurm does), "
+                "or start train.py itself as the tasks"
             )
         return
 

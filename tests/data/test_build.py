@@ -53,7 +53,8 @@ def test_missing_dali_is_said_and_never_replaced_in_silence(
     monkeypatch.delitem(sys.modules, "unitdist.data.dali_graph", raising=False)
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(
-        ConfigError, match=r"^data.loader: dali needs NVIDIA DALI: pip install 'unitdist\[dali-cuda13\]'"
+        ConfigError,
+        match=r"^data.loader: dali needs NVIDIA DALI: pip install -c constraints.txt -e '\.\[dali-cuda13\]'",
     ):
         build_loader(small_config())
 

@@ -44,7 +44,7 @@ def test_missing_folder_and_file_instead_of_folder_are_the_users_error(tmp_path:
 
 def test_folder_without_images(tmp_path: Path) -> None:
     make_files(tmp_path, "a/x.txt")
-    with pytest.raises(DataError, match=r"holds 0 images in 1 class folders \(looked for .jpg .jpeg .png"):
+    with pytest.raises(DataError, match=r"holds 0 images in 1 class folder \(looked for .jpg .jpeg .png"):
         scan_image_folder(tmp_path)
 
 
@@ -59,7 +59,7 @@ def test_empty_classes_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stray", ["top.jpg", "a/deeper/2.jpg"])
 def test_images_outside_class_folders_are_refused(tmp_path: Path, stray: str) -> None:
     make_files(tmp_path, "a/1.jpg", stray)
-    with pytest.raises(DataError, match=rf"1 images lie outside folder/<class>/ \(first: {stray}\).*prepare-val"):
+    with pytest.raises(DataError, match=rf"1 image outside folder/<class>/ \(first: {stray}\).*prepare-val"):
         scan_image_folder(tmp_path)
 
 

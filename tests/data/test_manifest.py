@@ -59,7 +59,7 @@ def test_classes_without_readable_images_and_wild_labels_are_named(tmp_path: Pat
     with pytest.raises(DataError, match="1 of 3 classes hold no image: c$"):
         load_manifest(path, tmp_path)
     write_lines(path, FILES_FORMAT, {"classes": ["a"]}, GOOD)
-    with pytest.raises(DataError, match="labels from 0 to 1 for 1 classes"):
+    with pytest.raises(DataError, match="labels from 0 to 1 for 1 class"):
         load_manifest(path, tmp_path)
     write_lines(path, FILES_FORMAT, {"classes": ["a"]}, file_lines(("a/1.jpg", 0, "empty file")))
     with pytest.raises(DataError, match="lists no readable image"):

@@ -76,7 +76,7 @@ def test_accumulation_takes_the_same_images(one_process) -> None:
     shared, reference = one_process
     done = train([sys.executable], *shared, "run.name=accumulated", "train.accumulation_steps=2", "train.max_steps=1")
     assert done.returncode == 0, done.stderr
-    assert "batch 16 = 1 ranks x 2 accumulation x 8 images; statistics over 8 images" in done.stdout
+    assert "batch 16 = 1 rank x 2 micro-batches x 8 images; statistics over 8 images" in done.stdout
     folder = Path(next(part for part in shared if part.startswith("run.folder=")).partition("=")[2])
     assert losses(folder / "accumulated")[0] == pytest.approx(reference[0], rel=0.05)
 

@@ -75,7 +75,9 @@ def test_images_outside_class_folders(data: Path, tmp_path: Path, place: str) ->
     shutil.copy(data / "val" / "cat" / "cat_0000.jpg", target / "stray.jpg")
     message = refusal(1, data, tmp_path)
     first = f"{place}/stray.jpg".lstrip("/")
-    assert message.startswith(f"{data / 'train'}: 1 images lie outside folder/<class>/ (first: {first}); move them")
+    assert message.startswith(
+        f"{data / 'train'}: 1 image outside folder/<class>/ (first: {first}); move what lies there"
+    )
     assert "prepare-val" in message
 
 
@@ -150,4 +152,4 @@ def test_fewer_images_than_ranks_is_said_by_one_rank(data: Path, tmp_path: Path)
     done = train(torchrun(2), "--config", str(CONFIG), f"data.path={data}", f"run.folder={tmp_path / 'runs'}")
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("unitdist [rank ")]
-    assert lines == ["unitdist [rank 0]: error: 1 training images cannot be split over 2 ranks"]
+    assert lines == ["unitdist [rank 0]: error: 1 training image cannot be split over 2 ranks"]

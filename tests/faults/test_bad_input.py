@@ -69,9 +69,7 @@ def test_batch_that_does_not_divide_is_named(data: Path, tmp_path: Path) -> None
     message = complaint(
         2, "--config", str(CONFIG), f"data.path={data}", f"run.folder={tmp_path}", "train.accumulation_steps=3"
     )
-    assert (
-        message == "data.global_batch_size: 16 is not a multiple of 1 ranks x 3 accumulation steps; nearest: 15 or 18"
-    )
+    assert message == "data.global_batch_size: 16 is not a multiple of 1 rank x 3 accumulation steps; nearest: 15 or 18"
 
 
 def test_batch_larger_than_the_set_is_named(data: Path, tmp_path: Path) -> None:

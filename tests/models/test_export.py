@@ -118,5 +118,7 @@ def test_unfolded_network_exports_with_the_layers_own_operator(resnet18: nn.Modu
 
 def test_missing_onnx_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ConfigError, match=r"pip install 'unitdist\[export\]'"):
+    with pytest.raises(
+        ConfigError, match=r"pip install -c constraints\.txt -e '\.\[export\]' in the clone of unitdist$"
+    ):
         export_onnx(nn.Linear(2, 2), tmp_path / "model.onnx", image_size_px=4)

@@ -55,7 +55,8 @@ def test_scan_without_dali_says_what_to_install_and_other_verbs_work(
     monkeypatch.delitem(sys.modules, "unitdist.data.dali_check", raising=False)
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     code, _, error = run_data("scan", sample_data / "val")
-    assert code == 2 and error.startswith("error: scan needs NVIDIA DALI: pip install 'unitdist[dali-cuda13]'")
+    assert code == 2
+    assert error.startswith("error: scan needs NVIDIA DALI: pip install -c constraints.txt -e '.[dali-cuda13]'")
     assert run_data("audit", sample_data, "--world", 2, "--batch", 8)[0] == 0
 
 

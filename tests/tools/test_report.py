@@ -293,7 +293,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
     with pytest.raises(ConfigError, match="given twice"):
         runs.read_runs([run, run], [])
-    with pytest.raises(ConfigError, match="2 files for 1 runs"):
+    with pytest.raises(ConfigError, match="2 files for 1 run"):
         runs.read_runs([run], [run, run])
     (tmp_path / "report.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"is no report\.json"):

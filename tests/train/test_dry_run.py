@@ -1,5 +1,6 @@
 """train.py --dry-run: what it prints is what the training would do, and it touches neither network nor GPU."""
 
+import re
 import runpy
 import socket
 import sys
@@ -51,7 +52,7 @@ def test_report_of_128_ranks_on_any_machine(
     report = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
     report = {name: text.strip() for name, text in report.items()}
     assert report["world"] == "128 ranks, 16 nodes x 8; ddp, fp32"
-    assert report["batch"].startswith("1024 = 128 ranks x 1 accumulation x 8 images")
+    assert report["batch"].startswith("1024 = 128 ranks x 1 micro-batch x 8 images")
     assert report["statistics"] == "over 64 images: 16 groups of 8 ranks (0-7, ..., 120-127)"
     assert report["data"] == "1,281,167 training images, 10,008 per rank and epoch, 143 left over by turns"
     assert (
@@ -76,7 +77,7 @@ def test_dry_run_works_in_the_batch_shell_of_a_larger_job(
     for name, value in {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "16", "SLURM_JOB_NUM_NODES": "16"}.items():
         monkeypatch.setenv(name, value)
     run_train_py(monkeypatch, "--dry-run", "--config", "imagenet_r101_unit", "--simulate-world", "16", *SMALL)
-    assert "64 = 16 ranks x 1 accumulation x 4 images" in capsys.readouterr().out
+    assert "64 = 16 ranks x 1 micro-batch x 4 images" in capsys.readouterr().out
 
 
 def test_training_set_is_counted_where_it_is(sample_data: Path) -> None:
@@ -87,6 +88,16 @@ def test_training_set_is_counted_where_it_is(sample_data: Path) -> None:
     report = dry_run(small("data.path=/nowhere"), simulated_world(4, None))
     assert "nothing at data.path (/nowhere); --simulate-samples N stands for it" in report
     assert "unknown number per epoch, 120 epochs" in report
+
+
+def test_one_of_anything_is_no_plural() -> None:
+    report = dry_run(
+        small("data.global_batch_size=1", "data.val_batch_size=1", "train.epochs=1"),
+        simulated_world(1, None),
+        num_samples=1,
+    )
+    assert "1 = 1 rank x 1 micro-batch x 1 image; validation 1 image per rank" in report
+    assert re.findall(r"\b1 (?!per\b)\w+s\b", report) == []
 
 
 @pytest.mark.parametrize("norm", ["unitization", "batchnorm"])

@@ -13,6 +13,7 @@ from unitdist.data.build import open_source
 from unitdist.data.order import training_plan, validation_plan
 from unitdist.data.reading import ImageSource
 from unitdist.errors import ConfigError, DataError
+from unitdist.wording import counted
 from unitdist.world import World
 
 
@@ -64,15 +65,17 @@ def run(options: argparse.Namespace) -> int:
     source = open_source(DataConfig(source=options.source), options.folder / options.split)
     if len(source) < options.world * options.batch:
         raise ConfigError(
-            f"{options.folder / options.split} has {len(source):,} images, a step of {options.world} ranks x {options.batch} takes "
+            f"{options.folder / options.split} has {counted(len(source), 'image')}, a step of "
+            f"{counted(options.world, 'rank')} x {options.batch} takes "
             f"{options.world * options.batch:,}: no step to look at; lower --world or --batch"
         )
     for epoch in range(options.epochs):
         left_out = audit_training(source, options.world, options.batch, options.seed, epoch)
         steps = len(source) // (options.world * options.batch)
         print(
-            f"epoch {epoch}: {steps} steps x {options.world} ranks x {options.batch} images, none twice, {left_out} left out"
+            f"epoch {epoch}: {counted(steps, 'step')} x {counted(options.world, 'rank')} x "
+            f"{counted(options.batch, 'image')}, none twice, {left_out} left out"
         )
     audit_validation(source, options.world, options.batch)
-    print(f"read as for validation: each of {len(source):,} images exactly once on {options.world} ranks")
+    print(f"read as for validation: each of {len(source):,} images exactly once on {counted(options.world, 'rank')}")
     return 0

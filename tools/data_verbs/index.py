@@ -13,6 +13,7 @@ from unitdist.data.index import require_folder
 from unitdist.data.manifest import SHARDS_FORMAT, write_lines
 from unitdist.data.shards import class_list, crc32_of, shard_paths, tar_entries, tfrecord_entries
 from unitdist.errors import ConfigError, DataError
+from unitdist.wording import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,9 @@ def class_names(texts: set[str], file: Path | None) -> tuple[dict[str, int], lis
     names = file.read_text().split("\n")
     names = names[:-1] if names[-1] == "" else names
     if len(names) != len(labels):
-        raise ConfigError(f"--classes: {file} has {len(names)} names, the shards have {len(labels)} classes")
+        raise ConfigError(
+            f"--classes: {file} has {counted(len(names), 'name')}, the shards have {counted(len(labels), 'class', 'classes')}"
+        )
     return labels, names
 
 
@@ -45,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         for entry in entries_of(path)
     ]
     if not found:
-        raise DataError(f"{options.folder}: the {len(paths)} {options.kind} files hold no image")
+        raise DataError(f"{options.folder}: {counted(len(paths), f'{options.kind} file')} without an image")
     labels, names = class_names({entry.class_text for _, entry in found}, options.classes)
     lines = [
         f"{number}\t{entry.offset}\t{entry.size}\t{labels[entry.class_text]}"
@@ -54,5 +57,8 @@ def run(options: argparse.Namespace) -> int:
     ]
     header = {"kind": options.kind, "classes": names, "shards": [path.name for path in paths]}
     write_lines(options.folder / "index.tsv", SHARDS_FORMAT, header, lines)
-    print(f"{len(lines):,} images of {len(names)} classes in {len(paths)} files; index: {options.folder / 'index.tsv'}")
+    print(
+        f"{counted(len(lines), 'image')} of {counted(len(names), 'class', 'classes')} in {counted(len(paths), 'file')}; "
+        f"index: {options.folder / 'index.tsv'}"
+    )
     return 0

@@ -23,6 +23,7 @@ from unitdist.data.manifest import SHARDS_FORMAT, load_manifest, write_lines
 from unitdist.data.order import epoch_order
 from unitdist.data.shards import crc32_of, tar_entries
 from unitdist.errors import ConfigError, DataError
+from unitdist.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +173,7 @@ def run(options: argparse.Namespace) -> int:
     write_lines(options.output / "index.tsv", SHARDS_FORMAT, header, lines)
     size = sum(shard.path.stat().st_size for shard in shards)
     print(
-        f"{len(lines):,} images in {len(shards)} tars ({size / 2**20:,.1f} MiB), verified; index: {options.output / 'index.tsv'}"
+        f"{counted(len(lines), 'image')} in {counted(len(shards), 'tar')} "
+        f"({size / 2**20:,.1f} MiB), verified; index: {options.output / 'index.tsv'}"
     )
     return 0

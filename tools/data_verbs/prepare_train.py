@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from unitdist.errors import ConfigError, DataError
+from unitdist.wording import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,5 +72,5 @@ def run(options: argparse.Namespace) -> int:
                 bar.update(member.offset_data + member.size - bar.n)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{options.archive} is damaged or cut off: {error}") from error
-    print(f"{images:,} images in {classes} class folders under {options.output}")
+    print(f"{counted(images, 'image')} in {counted(classes, 'class folder')} under {options.output}")
     return 0

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from data_verbs.prepare_train import plain_name
 from unitdist.data.index import IMAGE_SUFFIXES
 from unitdist.errors import ConfigError, DataError
+from unitdist.wording import counted
 
 GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 META = "data/meta.mat"
@@ -148,5 +149,7 @@ def run(options: argparse.Namespace) -> int:
     )
     for _ in tqdm(placed, total=len(names), unit="img", disable=None):
         pass
-    print(f"{len(names):,} images in {len(set(classes.values()))} class folders under {options.output}")
+    print(
+        f"{counted(len(names), 'image')} in {counted(len(set(classes.values())), 'class folder')} under {options.output}"
+    )
     return 0

@@ -16,6 +16,7 @@ from unitdist.data.header import UnreadableImage, image_note, image_size
 from unitdist.data.index import ImageIndex, scan_image_folder
 from unitdist.data.manifest import FILES_FORMAT, write_lines
 from unitdist.errors import ConfigError
+from unitdist.wording import counted, install_extra
 
 if TYPE_CHECKING:
     from unitdist.data.dali_check import DecodeCheck
@@ -84,7 +85,7 @@ def decode_check(threads: int) -> "DecodeCheck":
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "nvidia":
             raise
-        raise ConfigError("scan needs NVIDIA DALI: pip install 'unitdist[dali-cuda13]' (or dali-cuda12)") from None
+        raise ConfigError(f"scan needs NVIDIA DALI: {install_extra('dali-cuda13', 'dali-cuda12')}") from None
     return DecodeCheck(threads)
 
 
@@ -131,8 +132,8 @@ def report(folder: Path, index: ImageIndex, lines: list[str]) -> str:
             "exactly those known of ImageNet" if known else ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         )
         text.append(f"odd, but fine: {len(names)} {note} ({listed})")
-    ignored = f", {index.ignored} other files ignored" if index.ignored else ""
+    ignored = f", {counted(index.ignored, 'other file')} ignored" if index.ignored else ""
     text.append(
-        f"{len(rows) - len(bad):,} good and {len(bad):,} bad images in {len(index.class_to_idx)} classes{ignored}"
+        f"{len(rows) - len(bad):,} good and {len(bad):,} bad images in {counted(len(index.class_to_idx), 'class', 'classes')}{ignored}"
     )
     return "\n".join(text)

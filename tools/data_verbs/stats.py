@@ -18,6 +18,7 @@ from unitdist.data.build import open_source
 from unitdist.data.header import UnreadableImage
 from unitdist.data.reading import ImageSource, read_checked
 from unitdist.errors import ConfigError
+from unitdist.wording import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,9 @@ def run(options: argparse.Namespace) -> int:
     ids = np.argsort(draws.hash64(0, 0, np.arange(len(source), dtype=np.int64), draws.ORDER))[: options.images]
     mean, std, sizes = moments(source, sorted(ids.tolist()))
     counts = np.bincount(source.labels)
-    print(f"{len(source):,} images in {len(counts)} classes, {counts.min():,} to {counts.max():,} per class")
+    print(
+        f"{counted(len(source), 'image')} in {counted(len(counts), 'class', 'classes')}, {counts.min():,} to {counts.max():,} per class"
+    )
     print(f"looked at {len(sizes):,}: mean {[round(m, 4) for m in mean]}, std {[round(s, 4) for s in std]}")
     short = np.quantile(sizes.min(axis=1), [0, 0.05, 0.5, 0.95, 1]).astype(int).tolist()
     print(f"shorter side in pixels: least, 5 %, median, 95 %, greatest: {short}")

@@ -13,6 +13,7 @@ from unitdist.data.reading import ImageSource
 from unitdist.data.split import Split
 from unitdist.data.synthetic import SyntheticLoader
 from unitdist.errors import ConfigError
+from unitdist.wording import counted, install_extra
 from unitdist.world import World
 
 
@@ -104,7 +105,7 @@ def _image_loader(split: Split, device: torch.device) -> Loader:
             if (error.name or "").split(".")[0] != "nvidia":
                 raise
             raise ConfigError(
-                "data.loader: dali needs NVIDIA DALI: pip install 'unitdist[dali-cuda13]' (or dali-cuda12), "
+                f"data.loader: dali needs NVIDIA DALI: {install_extra('dali-cuda13', 'dali-cuda12')}, "
                 "or set data.loader=torchvision"
             ) from None
         return DaliLoader(split, device)
@@ -142,9 +143,11 @@ def _resident(
 def _require_one_batch(loader: Loader, world: World) -> None:
     """Raise ConfigError when an epoch would have no step at all."""
     if loader.num_samples < world.size:
-        raise ConfigError(f"{loader.num_samples} training images cannot be split over {world.size} ranks")
+        raise ConfigError(
+            f"{counted(loader.num_samples, 'training image')} cannot be split over {counted(world.size, 'rank')}"
+        )
     if loader.batches_per_epoch == 0:
         raise ConfigError(
-            f"data.global_batch_size: 0 steps per epoch: {loader.num_samples} training images, "
-            f"{world.size} ranks x {loader.per_rank_batch_size} images; lower it"
+            f"data.global_batch_size: 0 steps per epoch: {counted(loader.num_samples, 'training image')}, "
+            f"{counted(world.size, 'rank')} x {counted(loader.per_rank_batch_size, 'image')}; lower it"
         )

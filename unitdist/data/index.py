@@ -13,6 +13,7 @@ import numpy as np
 from unitdist.data.draws import Ints
 from unitdist.data.order import epoch_order
 from unitdist.errors import ConfigError, DataError
+from unitdist.wording import counted
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -133,12 +134,12 @@ def scan_image_folder(folder: Path) -> ImageIndex:
             empty.append(class_name)
     if stray:
         raise DataError(
-            f"{folder}: {len(stray):,} images lie outside folder/<class>/ (first: {min(stray)}); "
-            "move them into class folders (python tools/data.py prepare-val does it for ImageNet's validation set)"
+            f"{folder}: {counted(len(stray), 'image')} outside folder/<class>/ (first: {min(stray)}); "
+            "move what lies there into class folders (python tools/data.py prepare-val does it for ImageNet's validation set)"
         )
     if not paths:
         raise DataError(
-            f"{folder}: holds 0 images in {len(names)} class folders (looked for {' '.join(IMAGE_SUFFIXES)})"
+            f"{folder}: holds 0 images in {counted(len(names), 'class folder')} (looked for {' '.join(IMAGE_SUFFIXES)})"
         )
     if empty:
         raise DataError(f"{folder}: {len(empty)} of {len(names)} classes hold no image: {_first_few(empty)}")

@@ -27,6 +27,7 @@ from unitdist.data.draws import Ints
 from unitdist.data.index import ImageIndex
 from unitdist.data.order import block_order
 from unitdist.errors import ConfigError, DataError
+from unitdist.wording import counted
 
 FILES_FORMAT = "unitdist-files-1"
 SHARDS_FORMAT = "unitdist-shards-1"
@@ -118,7 +119,9 @@ def _require_labels(path: Path, labels: Ints, classes: list[str]) -> None:
         raise DataError(f"{path} lists no readable image")
     counts = np.bincount(labels, minlength=len(classes)) if labels.min() >= 0 else np.zeros(0)
     if len(counts) != len(classes):
-        raise DataError(f"{path}: labels from {labels.min()} to {labels.max()} for {len(classes)} classes")
+        raise DataError(
+            f"{path}: labels from {labels.min()} to {labels.max()} for {counted(len(classes), 'class', 'classes')}"
+        )
     if not counts.all():
         empty = [name for name, count in zip(classes, counts, strict=True) if not count]
         raise DataError(f"{path}: {len(empty)} of {len(classes)} classes hold no image: {', '.join(empty[:5])}")

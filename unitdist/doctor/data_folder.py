@@ -6,6 +6,7 @@ from pathlib import Path
 
 from unitdist.doctor.finding import Finding, fault, note, ok
 from unitdist.errors import DataError, UnitdistError
+from unitdist.wording import counted
 
 AREA = "data"
 
@@ -66,7 +67,7 @@ def _check_splits(folder: Path, train_split: str, val_split: str) -> Finding:
         decode(path)
     return ok(
         AREA,
-        f"{folder}: {len(classes[train_split])} classes in {train_split} and {val_split}, a sample of each decodes",
+        f"{folder}: {counted(len(classes[train_split]), 'class', 'classes')} in {train_split} and {val_split}, a sample of each decodes",
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from unitdist.doctor.finding import Finding, fault, note, ok, warning
+from unitdist.wording import counted
 
 GIB = 2**30
 MIB = 2**20
@@ -111,10 +112,10 @@ def check_host_name(name: str, addresses: list[str]) -> Finding:
 
 def check_cores(cores: int, local_ranks: int, *, threads_per_rank: int, omp_threads: str | None) -> Finding:
     """`cores`: that this process may use. `omp_threads`: OMP_NUM_THREADS as set, None if it is not."""
-    text = f"{cores} for {local_ranks} {'rank' if local_ranks == 1 else 'ranks'}"
+    text = f"{cores} for {counted(local_ranks, 'rank')}"
     text += f", OMP_NUM_THREADS {omp_threads or 'not set'}"
     if local_ranks > cores:
-        return warning("cores", text, f"start at most {cores} ranks here, or give the job more cores")
+        return warning("cores", text, f"start at most {counted(cores, 'rank')} here, or give the job more cores")
     if omp_threads and omp_threads.isdigit() and int(omp_threads) * local_ranks > cores:
         return warning("cores", text, f"export OMP_NUM_THREADS={max(1, cores // local_ranks)}")
     if threads_per_rank * local_ranks > cores:

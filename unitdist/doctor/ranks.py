@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from unitdist.doctor.finding import Finding, fault, ok, warning
+from unitdist.wording import counted
 from unitdist.world import World
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ def check_clocks(offsets: Mapping[int, float], hosts: Sequence[str]) -> Finding:
     """`offsets`: as from `clock_offsets`; `hosts`: each rank's host."""
     ahead, behind = max(offsets, key=offsets.__getitem__), min(offsets, key=offsets.__getitem__)
     skew = offsets[ahead] - offsets[behind]
-    text = f"{len(offsets)} ranks within {skew:.3f} s"
+    text = f"{counted(len(offsets), 'rank')} within {skew:.3f} s"
     if skew < SKEW_NOTED_S:
         return ok("clocks", text)
     text += f": rank {ahead} on {hosts[ahead]} is ahead of rank {behind} on {hosts[behind]}"
@@ -69,7 +70,7 @@ def check_same_software(software: Sequence[str], hosts: Sequence[str]) -> Findin
                 f"rank {rank} on {hosts[rank]} runs {one}, others {usual}",
                 "install the same versions on every node",
             )
-    return ok("versions", f"the same on {len(software)} ranks")
+    return ok("versions", f"the same on {counted(len(software), 'rank')}")
 
 
 def gather(value: T, world: World) -> list[T]:

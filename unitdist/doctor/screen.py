@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from unitdist.doctor.finding import Finding
+from unitdist.wording import counted
 
 SCHEMA = "unitdist-doctor-1"
 _MARKS = {"ok": "ok", "note": "note", "warning": "WARNING", "fault": "FAULT"}
@@ -24,7 +25,7 @@ def as_text(findings: Sequence[Finding], *, colour: bool) -> str:
             lines.append(f"{'':<{9 + width}}  -> {finding.remedy}")
     faults, warnings = count(findings, "fault"), count(findings, "warning")
     verdict = "nothing stands in the way of a training here" if not faults else "mend the faults before a training"
-    lines.append(f"\n{faults} {_plural('fault', faults)}, {warnings} {_plural('warning', warnings)}: {verdict}")
+    lines.append(f"\n{counted(faults, 'fault')}, {counted(warnings, 'warning')}: {verdict}")
     return "\n".join(lines)
 
 
@@ -41,7 +42,3 @@ def as_json(findings: Sequence[Finding]) -> str:
 
 def count(findings: Sequence[Finding], level: str) -> int:
     return sum(finding.level == level for finding in findings)
-
-
-def _plural(word: str, number: int) -> str:
-    return word if number == 1 else f"{word}s"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from unitdist.config import Config, ModelConfig
 from unitdist.errors import ConfigError
+from unitdist.wording import counted
 from unitdist.world import World
 
 
@@ -15,6 +16,12 @@ class BatchSplit:
     per_rank_val_batch_size: int
     sync_group_size: int
 
+    def in_words(self, config: Config, world: World) -> str:
+        """Such as 64 = 2 ranks x 4 micro-batches x 8 images."""
+        micro_batches = counted(config.train.accumulation_steps, "micro-batch", "micro-batches")
+        images = counted(self.per_rank_batch_size, "image")
+        return f"{config.data.global_batch_size} = {counted(world.size, 'rank')} x {micro_batches} x {images}"
+
 
 def split_batch(config: Config, world: World) -> BatchSplit:
     """Divide `data.global_batch_size`; the only place where it is divided. Raises ConfigError where it is uneven."""
@@ -23,8 +30,8 @@ def split_batch(config: Config, world: World) -> BatchSplit:
         lower, upper = batch // parts * parts, (batch // parts + 1) * parts
         near = f"{lower} or {upper}" if lower else f"{upper}"
         raise ConfigError(
-            f"data.global_batch_size: {batch} is not a multiple of {world.size} ranks x {config.train.accumulation_steps} "
-            f"accumulation steps; nearest: {near}"
+            f"data.global_batch_size: {batch} is not a multiple of {counted(world.size, 'rank')} x "
+            f"{counted(config.train.accumulation_steps, 'accumulation step')}; nearest: {near}"
         )
     per_rank = batch // parts
     return BatchSplit(
@@ -47,7 +54,8 @@ def sync_group_size(model: ModelConfig, world: World, *, per_rank_batch_size: in
     if rest or size < 1 or world.size % size:
         possible = sorted(ranks * per_rank_batch_size for ranks in range(1, world.size + 1) if world.size % ranks == 0)
         raise ConfigError(
-            f"model.stats_batch_size: {model.stats_batch_size} cannot be formed from {world.size} ranks with {per_rank_batch_size} images "
-            f"each; possible: {', '.join(map(str, possible))} (or change data.global_batch_size, train.accumulation_steps)"
+            f"model.stats_batch_size: {model.stats_batch_size} cannot be formed from {counted(world.size, 'rank')} with "
+            f"{counted(per_rank_batch_size, 'image')} each; possible: {', '.join(map(str, possible))} "
+            "(or change data.global_batch_size, train.accumulation_steps)"
         )
     return size

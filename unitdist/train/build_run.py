@@ -43,6 +43,7 @@ from unitdist.train.timm_training import build_mixup
 from unitdist.train.wandb_run import open_wandb, require_wandb
 from unitdist.train.watchdog import Watchdog
 from unitdist.train.writer import CheckpointWriter
+from unitdist.wording import counted
 from unitdist.world import World
 
 
@@ -233,11 +234,13 @@ def check_sizes(config: Config, train_loader: Loader) -> None:
     classes = len(train_loader.class_to_idx)
     if classes != config.model.num_classes:
         raise ConfigError(
-            f"model.num_classes: the model has {config.model.num_classes} outputs, {config.data.path or 'the data'} has {classes} classes"
+            f"model.num_classes: the model has {counted(config.model.num_classes, 'output')}, "
+            f"{config.data.path or 'the data'} has {counted(classes, 'class', 'classes')}"
         )
     if train_loader.num_samples < config.data.global_batch_size:
         raise ConfigError(
-            f"data.global_batch_size: 0 steps per epoch: {train_loader.num_samples} training images, batch {config.data.global_batch_size}"
+            f"data.global_batch_size: 0 steps per epoch: {counted(train_loader.num_samples, 'training image')}, "
+            f"batch {config.data.global_batch_size}"
         )
 
 
@@ -267,16 +270,17 @@ def open_records(run: Run, differences: list[str], resources: ExitStack) -> None
     resources.callback(run.progress.close)
     world = run.engine.world
     ignored = run.train_loader.ignored + run.val_loader.ignored
+    others = f" ({counted(ignored, 'other file')} ignored)" if ignored else ""
     peak = peak_learning_rate(config.optim, global_batch_size=config.data.global_batch_size)
     statistics = run.split.sync_group_size * run.split.per_rank_batch_size
     run.progress.say(
         f"{config.model.name} ({config.model.norm}, {run.num_parameters:,} parameters) on {world.size} x {run.engine.device.type}, "
         f"{config.train.engine}, {config.train.precision}; run folder {run.folder.path}\n"
-        f"batch {config.data.global_batch_size} = {world.size} ranks x {config.train.accumulation_steps} accumulation x "
-        f"{run.split.per_rank_batch_size} images; statistics over {statistics} images; peak lr {peak:g}\n"
+        f"batch {run.split.in_words(config, world)}; statistics over {counted(statistics, 'image')}; peak lr {peak:g}\n"
         f"{run.train_loader.num_samples:,} training and {run.val_loader.num_samples:,} validation images, "
-        f"{config.model.num_classes} classes{f' ({ignored:,} other files ignored)' if ignored else ''}; "
-        f"{config.train.epochs} epochs x {run.steps_per_epoch} steps, {run.total_steps} steps to run"
+        f"{counted(config.model.num_classes, 'class', 'classes')}{others}; "
+        f"{counted(config.train.epochs, 'epoch')} x {counted(run.steps_per_epoch, 'step')}, "
+        f"{counted(run.total_steps, 'step')} to run"
     )
     if not state.step and config.model.init_from is not None:
         run.progress.say(f"started from the weights in {config.model.init_from}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unitdist.config import Config
 from unitdist.errors import ConfigError, TrainingError
+from unitdist.wording import install_extra
 from unitdist.world import World
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def build_plugin(config: Config, world: World, *, on_gpu: bool) -> Any:
         from accelerate.utils import DeepSpeedPlugin
     except ImportError as error:
         raise ConfigError(
-            f"train.engine: deepspeed needs the extra `deepspeed` ({error}); pip install 'unitdist[deepspeed]'"
+            f"train.engine: deepspeed needs the extra `deepspeed` ({error}); {install_extra('deepspeed')}"
         ) from None
     return DeepSpeedPlugin(hf_ds_config=deepspeed_config(config, world))
 

@@ -16,6 +16,7 @@ from unitdist.train.deepspeed_engine import check_supported
 from unitdist.train.optim import MOMENTS
 from unitdist.train.schedule import learning_rate_share, peak_learning_rate
 from unitdist.train.step_graph import check_ranks
+from unitdist.wording import counted
 from unitdist.world import World
 
 _GIB = 2**30
@@ -48,7 +49,7 @@ def simulated_world(ranks: int | None, ranks_per_node: int | None) -> World:
     local = min(ranks, _USUAL_NODE) if ranks_per_node is None else ranks_per_node
     if ranks < 1 or local < 1 or ranks % local:
         raise ConfigError(
-            f"--simulate-world: {ranks} ranks cannot be {local} on every node; give --simulate-local-world RANKS_PER_NODE"
+            f"--simulate-world: {counted(ranks, 'rank')} cannot be {local} on every node; give --simulate-local-world RANKS_PER_NODE"
         )
     return World(rank=0, local_rank=0, size=ranks, local_size=local)
 
@@ -72,7 +73,7 @@ def dry_run(config: Config, world: World, *, num_samples: int | None = None) -> 
         ("model", f"{config.model.name} ({config.model.norm}), {parameters:,} parameters"),
         (
             "world",
-            f"{world.size} ranks, {world.size // world.local_size} nodes x {world.local_size}; {_engine(config)}",
+            f"{counted(world.size, 'rank')}, {counted(world.size // world.local_size, 'node')} x {world.local_size}; {_engine(config)}",
         ),
         ("batch", _batch(config, world, split)),
         ("statistics", _statistics(world, split)),
@@ -171,17 +172,18 @@ def _engine(config: Config) -> str:
 
 
 def _batch(config: Config, world: World, split: BatchSplit) -> str:
-    return (
-        f"{config.data.global_batch_size} = {world.size} ranks x {config.train.accumulation_steps} accumulation x "
-        f"{split.per_rank_batch_size} images; validation {split.per_rank_val_batch_size} images per rank"
-    )
+    return f"{split.in_words(config, world)}; validation {counted(split.per_rank_val_batch_size, 'image')} per rank"
 
 
 def _statistics(world: World, split: BatchSplit) -> str:
     size = split.sync_group_size
-    groups = f"{world.size // size} groups of {size} ranks" if size > 1 else "each rank for itself, no exchange"
+    groups = (
+        f"{counted(world.size // size, 'group')} of {counted(size, 'rank')}"
+        if size > 1
+        else "each rank for itself, no exchange"
+    )
     last = f" (0-{size - 1}, ..., {world.size - size}-{world.size - 1})" if 1 < size < world.size else ""
-    return f"over {size * split.per_rank_batch_size} images: {groups}{last}"
+    return f"over {counted(size * split.per_rank_batch_size, 'image')}: {groups}{last}"
 
 
 def _data(config: Config, world: World, split: BatchSplit, samples: int | None, shards: int | None) -> str:
@@ -190,9 +192,9 @@ def _data(config: Config, world: World, split: BatchSplit, samples: int | None, 
         return f"{where}; --simulate-samples N stands for it"
     steps = samples // config.data.global_batch_size
     per_rank = steps * config.train.accumulation_steps * split.per_rank_batch_size
-    files = "" if shards is None else f"; {shards:,} shard files, {shards / world.size:.4g} per rank"
+    files = "" if shards is None else f"; {counted(shards, 'shard file')}, {shards / world.size:.4g} per rank"
     left = samples - steps * config.data.global_batch_size
-    return f"{samples:,} training images, {per_rank:,} per rank and epoch, {left} left over by turns{files}"
+    return f"{counted(samples, 'training image')}, {per_rank:,} per rank and epoch, {left} left over by turns{files}"
 
 
 def _stages(config: Config) -> str:
@@ -202,14 +204,15 @@ def _stages(config: Config) -> str:
 
 def _steps(config: Config, samples: int | None) -> str:
     if samples is None:
-        return f"unknown number per epoch, {config.train.epochs} epochs"
+        return f"unknown number per epoch, {counted(config.train.epochs, 'epoch')}"
     steps = samples // config.data.global_batch_size
     if steps == 0:
         raise ConfigError(
-            f"data.global_batch_size: 0 steps per epoch: {samples} training images, batch {config.data.global_batch_size}; lower it"
+            f"data.global_batch_size: 0 steps per epoch: {counted(samples, 'training image')}, "
+            f"batch {config.data.global_batch_size}; lower it"
         )
     total = steps * config.train.epochs
-    return f"{steps:,} per epoch x {config.train.epochs} epochs, {min(total, config.train.max_steps or total):,} to run"
+    return f"{steps:,} per epoch x {counted(config.train.epochs, 'epoch')}, {min(total, config.train.max_steps or total):,} to run"
 
 
 def _memory(memory: Memory) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unitdist.train.rank_record import RankRecord, process_state, read_records
+from unitdist.wording import counted
 from unitdist.world import World
 
 PHASE_ORDER = ("start", "validation", "analysis", "checkpoint", "data", "training")
@@ -80,7 +81,10 @@ def summarize(
     if silent and (stuck or lost):
         causes[0] += f"; the others stood at step {max(record.step for record in stuck + lost)}"
     moment = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(now))
-    lines = [f"failure of the start {start} of {world.size} ranks, noticed {moment}", f"first cause: {causes[0]}"]
+    lines = [
+        f"failure of the start {start} of {counted(world.size, 'rank')}, noticed {moment}",
+        f"first cause: {causes[0]}",
+    ]
     lines += _shortened([f"also: {cause}" for cause in causes[1:]])
     lines += _shortened([f"then: {effect}" for effect in effects])
     lines += [f"every rank's log, with the stacks of those that were stuck: {folder / 'logs'}"]
@@ -111,4 +115,8 @@ def _of_silent(record: RankRecord, now: float) -> str:
 
 
 def _shortened(lines: list[str]) -> list[str]:
-    return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"and {len(lines) - _SHOWN} more ranks likewise"]
+    return (
+        lines
+        if len(lines) <= _SHOWN
+        else [*lines[:_SHOWN], f"and {counted(len(lines) - _SHOWN, 'more rank')} likewise"]
+    )

@@ -19,6 +19,7 @@ from unitdist.train.saving import save, wait_for_saves
 from unitdist.train.state import Run, learning_rate_of_step
 from unitdist.train.stopping import Stopped
 from unitdist.train.validate import broadcast_running_statistics, validate
+from unitdist.wording import counted
 from unitdist.world import World
 
 
@@ -186,7 +187,7 @@ def report_epoch(run: Run, record: dict[str, Any]) -> None:
         averaged = f" (averaged weights {record['val_ema_top1']:.2f})" if "val_ema_top1" in record else ""
         run.progress.say(
             f"epoch {record['epoch']}: train loss {record['train_loss']:.4f}, validation top-1 {record['val_top1']:.2f} top-5 "
-            f"{record['val_top5']:.2f} on {record['val_count']} images{averaged}"
+            f"{record['val_top5']:.2f} on {counted(record['val_count'], 'image')}{averaged}"
         )
 
 

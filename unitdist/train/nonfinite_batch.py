@@ -20,6 +20,7 @@ from unitdist.train.agreement import warn
 from unitdist.train.checkpoint import load_model_state, read_file, save_checkpoint
 from unitdist.train.state import Run
 from unitdist.train.timm_training import mix
+from unitdist.wording import counted
 
 FORMAT = "unitdist-batch-1"
 KEPT = 3
@@ -113,7 +114,7 @@ def replay(folder: Path) -> str:
     norm = torch.nn.utils.get_total_norm([value.grad for value in model.parameters() if value.grad is not None])
     saved = ", ".join(f"{part['loss']:g}" for part in parts)
     lines = [
-        f"step {parts[0]['step']}, epoch {parts[0]['epoch']}; {len(parts)} ranks, samples "
+        f"step {parts[0]['step']}, epoch {parts[0]['epoch']}; {counted(len(parts), 'rank')}, samples "
         + "; ".join(str(batch["sample_ids"].tolist()) for part in parts for batch in part["batches"]),
         f"in the job:  loss by rank {saved}; norm of the gradient {parts[0]['gradient_norm']:g}",
         f"replayed:    loss {', '.join(f'{loss:g}' for loss in losses)}; norm of the gradient {float(norm):g}",
