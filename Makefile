@@ -29,4 +29,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .cache runs/demo sample_data
+	rm -rf .cache runs/demo sample_data sample_small

@@ -122,12 +122,9 @@ def require_same_labels(images: ImageList, trained: dict[str, int] | None, num_o
         )
     classes = len(images.class_to_idx)
     if classes and classes != num_outputs:
-        raise DataError(
-            f"the network has {counted(num_outputs, 'output')}, {images.root} has "
-            f"{counted(classes, 'class', 'classes')}; they must be the same classes"
-        )
+        raise DataError(f"the network has {num_outputs} outputs, {images.root} has {classes} classes; they must be the same classes")
     if int(images.labels_n.max()) >= num_outputs or int(images.labels_n.min()) < 0:
-        raise DataError(f"labels go from {images.labels_n.min()} to {images.labels_n.max()}, the network has {num_outputs}")
+        raise DataError(f"labels go from {images.labels_n.min()} to {images.labels_n.max()}, the network has {num_outputs} outputs")
 
 
 def _split_folder(data: Path, val_split: str, trained: dict[str, int]) -> Path:

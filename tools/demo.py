@@ -1,6 +1,6 @@
 """The main job in small: make the sample data, train, evaluate with multi-scale crops, and show what came out.
 
-`make demo` runs this. It trains on every GPU, or else on two CPU processes.
+`make demo` runs this. It trains on the GPUs, as many as divide its batch, or else on two CPU processes.
 """
 
 import json
@@ -16,6 +16,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "sample_data"
 RUN = ROOT / "runs" / "demo"
+BATCH = 32
+"""data.global_batch_size of demo.yaml."""
 
 
 def stage(name: str, command: list[str], seconds: dict[str, float]) -> None:
@@ -32,7 +34,7 @@ def stage(name: str, command: list[str], seconds: dict[str, float]) -> None:
 def main() -> None:
     seconds: dict[str, float] = {}
     on_gpu = torch.cuda.is_available()
-    ranks = torch.cuda.device_count() if on_gpu else 2
+    ranks = usable_ranks(torch.cuda.device_count()) if on_gpu else 2
     for folder in (RUN, DATA):  # a demo that was interrupted may have left half of them
         shutil.rmtree(folder, ignore_errors=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -43,6 +45,11 @@ def main() -> None:
     evaluate = ["evaluation/multi_scale.py", "--checkpoint", "runs/demo/best.pt", "--data", "sample_data/val"]
     stage("evaluation", [*torchrun, *evaluate, "--output", "runs/demo/evaluation"], seconds)
     show(seconds, ranks, "GPU" if on_gpu else "CPU process")
+
+
+def usable_ranks(gpus: int) -> int:
+    """The most GPUs, one rank each, that share the batch evenly: 8 of 8, 2 of 3."""
+    return max(ranks for ranks in range(1, gpus + 1) if BATCH % ranks == 0)
 
 
 def show(seconds: dict[str, float], ranks: int, kind: str) -> None:

@@ -63,7 +63,7 @@ def range_chart(title: str, ranges: Sequence[tuple[str, float, float, float]], *
     if not shown:
         return _empty(title)
     values = [value for entry in shown for value in entry[1:]]
-    frame = Frame.around([0.5, len(shown) + 0.5], [*values, 0.0], whole_x=True)
+    frame = Frame.around([0.5, len(shown) + 0.5], [*values, 0.0])
     parts = [frame.axes(x_label)]
     width = max(1.5, min(9.0, 0.6 * (WIDTH - LEFT - RIGHT) / len(shown)))
     for place, (name, low, middle, high) in enumerate(shown):
@@ -128,21 +128,16 @@ class Frame:
     y_low: float
     y_high: float
     logarithmic: bool
-    whole_x: bool
 
     @classmethod
-    def around(
-        cls, xs: Sequence[float], ys: Sequence[float], *, logarithmic: bool = False, whole_x: bool = False
-    ) -> "Frame":
+    def around(cls, xs: Sequence[float], ys: Sequence[float], *, logarithmic: bool = False) -> "Frame":
         low, high = (math.log10(min(ys)), math.log10(max(ys))) if logarithmic else (min(ys), max(ys))
         room = 0.05 * (high - low) or max(0.05 * abs(high), 1e-3)
         bottom = low if low == 0 else low - room
         x_low, x_high = min(xs), max(xs)
         if x_high == x_low:
             x_low, x_high = x_low - 1, x_high + 1
-        return cls(
-            x_low=x_low, x_high=x_high, y_low=bottom, y_high=high + room, logarithmic=logarithmic, whole_x=whole_x
-        )
+        return cls(x_low=x_low, x_high=x_high, y_low=bottom, y_high=high + room, logarithmic=logarithmic)
 
     def x(self, value: float) -> float:
         return LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (WIDTH - LEFT - RIGHT)
@@ -158,7 +153,7 @@ class Frame:
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>')
         for value in ticks(self.x_low, self.x_high):
-            if not self.whole_x or value == int(value):
+            if value == int(value):  # steps, epochs and layers are counted
                 parts.append(
                     f'<text x="{self.x(value):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{number(value)}</text>'
                 )

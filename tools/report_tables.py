@@ -168,13 +168,15 @@ def evaluation_table(runs: Sequence[RunRecord]) -> str:
     for run in runs:
         for file, report in run.evaluations.items():
             for protocol, summary in report["protocols"].items():
-                rows.append(_evaluation_row(run, file, protocol, "all scales", summary))
                 scales = summary.get("scales", [])
-                rows += [
-                    _evaluation_row(run, file, protocol, f"{scale.get('scale_px')} px", scale)
-                    for scale in scales
-                    if len(scales) > 1
-                ]
+                names = [f"{scale.get('scale_px')}\N{NO-BREAK SPACE}px" for scale in scales]
+                whole = names[0] if len(scales) == 1 else "all\N{NO-BREAK SPACE}scales"
+                rows.append(_evaluation_row(run, file, protocol, whole, summary))
+                if len(scales) > 1:
+                    rows += [
+                        _evaluation_row(run, file, protocol, name, scale)
+                        for name, scale in zip(names, scales, strict=True)
+                    ]
     if not rows:
         return '<p class="soft">No report.json of evaluation/multi_scale.py in the run folders: not recorded.</p>'
     head = ["run", "protocol", "scale", "views", "images", "top-1 % (95 % interval)", "top-5 %", "paper", "file"]

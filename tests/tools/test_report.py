@@ -85,7 +85,8 @@ def evaluation(folder: Path, top1: float) -> None:
         "top5_interval": [99, 100],
     }
     scales = [{**summary, "scale_px": side, "views": 10} for side in (224, 256)]
-    report = {"protocols": {"crops": {**summary, "scales": scales, "paper": {"top1": 78.33, "top5": 93.22}}}}
+    crops = {**summary, "scales": scales, "paper": {"top1": 78.33, "top5": 93.22}}
+    report = {"protocols": {"crops": crops, "single": {**summary, "scales": scales[1:]}}}
     folder.mkdir(exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report))
 
@@ -200,7 +201,14 @@ def test_evaluation_in_the_folder_and_elsewhere(tmp_path: Path) -> None:
     evaluation(second / "evaluation", 80.0)
     table = rows(page_of(first, second, evaluations=(tmp_path / "elsewhere" / "report.json",)), "<h2>Evaluation")
     assert [row[:3] for row in table[1:]] == [
-        [run, "crops", scale] for run in ("a", "b") for scale in ("all scales", "224 px", "256 px")
+        [run, protocol, scale.replace(" ", "\N{NO-BREAK SPACE}")]
+        for run in ("a", "b")
+        for protocol, scale in [
+            ("crops", "all scales"),
+            ("crops", "224 px"),
+            ("crops", "256 px"),
+            ("single", "256 px"),
+        ]
     ]
     assert table[1][5:8] == ["60.00 (55.00 to 65.00)", "99.50 (99.00 to 100.00)", "78.33 / 93.22"]
 
@@ -273,6 +281,8 @@ def test_charts_are_xml_and_keep_spikes() -> None:
         charts.line_chart("one", [charts.Line(label="a", points=[(1.0, 2.0)], colour="red")], x_label="x")
     )
     assert [element.tag for element in single if element.tag in ("polyline", "circle")] == ["circle"]
+    below = [element.text for element in single.iter("text") if element.get("text-anchor") == "middle"]
+    assert below == ["0", "1", "2", "x"], "steps and epochs are counted: no mark at half of one"
 
 
 @pytest.mark.parametrize(
