@@ -5,11 +5,12 @@ unitdist's own nets, so checkpoints go both ways. For timm's own models: `conver
 the two norm functions below as `norm_layer`.
 """
 
+import warnings
 from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import create_act_layer, create_classifier
+from timm.layers import create_act_layer, create_classifier, is_scriptable
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -23,6 +24,15 @@ from unitdist.models.init import he_init
 from unitdist.models.norm import image_norm_and_relu
 from unitdist.models.preact_resnet import BlockOptions, PreactResNet
 from unitdist.models.preact_resnet_imagenet import imagenet_shape
+
+
+def refuse_torchscript(scriptable: bool) -> None:
+    """ConfigError if a model is asked for that torch.jit.script is to compile."""
+    if scriptable:
+        raise ConfigError(
+            "TorchScript cannot compile Unitization or unitdist's nets: use torch.compile instead of scriptable=True "
+            "(timm's scripts: --torchcompile instead of --torchscript)"
+        )
 
 
 def norm_layer(
@@ -39,6 +49,7 @@ def norm_layer(
     n stays open until `set_norm_divisors(model, image_size)` or the first training batch. Models that ask for norm and
     activation in one (DenseNet, RegNet, EfficientNet, ...) need `norm_act_layer`, or lose their activations.
     """
+    refuse_torchscript(is_scriptable())
     return Unitization2d(num_features, eps, momentum, norm_divisor=norm_divisor, device=device, dtype=dtype)
 
 
@@ -61,6 +72,7 @@ def norm_act_layer(
     timm does not tell a function which activation the model wants: bind it where it is not ReLU,
     partial(norm_act_layer, act_layer="silu"). A plain ReLU is fused; another activation follows as a module.
     """
+    refuse_torchscript(is_scriptable())
     act = (
         create_act_layer(act_layer, inplace=inplace, **(act_kwargs or {}))
         if apply_act and act_layer is not None
@@ -107,6 +119,7 @@ class TimmPreactResNet(PreactResNet):
         stride_in_first_conv: bool = True,
         raw_projection: bool = True,
     ) -> None:
+        refuse_torchscript(is_scriptable())
         config = ModelConfig(norm=norm, norm_scope=norm_scope)  # type: ignore[arg-type]
         options = BlockOptions(
             norm_and_relu=image_norm_and_relu(config, process_group=None, sync=True),
@@ -129,8 +142,16 @@ class TimmPreactResNet(PreactResNet):
         ]
         self.pool, self.classifier = create_classifier(self.num_features, num_classes, pool_type=global_pool)
         he_init(self)
+        self._built_for_hw: tuple[int, int] | None = None
         if norm == "unitization" and norm_scope == "image" and fix_norm_divisors:
             set_norm_divisors(self, img_size, channels=in_chans)
+            self._built_for_hw = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+
+    def forward_features(self, x_nchw: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> the map that is pooled; warns where it trains on another size than it was built for."""
+        if self.training and self._built_for_hw not in (None, tuple(x_nchw.shape[-2:])):
+            _warn_of_image_size(self._built_for_hw, x_nchw)
+        return super().forward_features(x_nchw)
 
     def forward_head(self, x_nchw: Tensor, pre_logits: bool = False) -> Tensor:
         """Pooled features if `pre_logits`, else logits."""
@@ -209,6 +230,16 @@ class TimmPreactResNet(PreactResNet):
         if prune_head:
             self.reset_classifier(0, "")
         return list(wanted)
+
+
+def _warn_of_image_size(built_for_hw: tuple[int, int] | None, x_nchw: Tensor) -> None:
+    height, width = x_nchw.shape[-2:]
+    wanted = f"img_size={width}" if height == width else f"img_size=({height},{width})"
+    warnings.warn(
+        f"the norm divisors are those of images of {built_for_hw} px, and this net trains on ({height}, {width}) px: unless "
+        f"they were set since (set_norm_divisors, a checkpoint), pass {wanted} (timm's train.py: --model-kwargs {wanted})",
+        stacklevel=3,
+    )
 
 
 default_cfgs = generate_default_cfgs(

@@ -100,7 +100,7 @@ def test_reset_classifier_changes_only_the_head() -> None:
     torch.testing.assert_close(model(image()), before.mean((2, 3)))
     model.reset_classifier(0, "")
     assert torch.equal(model(image()), before)
-    assert create(num_classes=0)(image()).shape == (2, 512)
+    assert create(num_classes=0, img_size=64)(image()).shape == (2, 512)
 
 
 def test_features_only_gives_stem_and_stages() -> None:
@@ -133,7 +133,10 @@ def test_forward_intermediates_agrees_with_forward_features() -> None:
 
 
 def test_grad_checkpointing_gives_the_same_gradients_and_statistics() -> None:
-    models = [create("preact_resnet18_unit", num_classes=3), create("preact_resnet18_unit", num_classes=3)]
+    models = [
+        create("preact_resnet18_unit", num_classes=3, img_size=64),
+        create("preact_resnet18_unit", num_classes=3, img_size=64),
+    ]
     models += [create("preact_resnet18_bn", num_classes=3), create("preact_resnet18_bn", num_classes=3)]
     for plain, checkpointed in zip(models[::2], models[1::2], strict=True):
         checkpointed.set_grad_checkpointing()
@@ -169,7 +172,7 @@ def test_timms_optimizers_leave_norms_without_decay() -> None:
 
 
 def test_dropout_before_the_classifier_acts_in_training_only() -> None:
-    model = create(num_classes=3, drop_rate=0.5)
+    model = create(num_classes=3, drop_rate=0.5, img_size=64)
     assert not torch.equal(model(image()), model(image()))
     assert torch.equal(model.eval()(image()), model(image()))
 
