@@ -1,8 +1,6 @@
 """timm's own training parts (data, optimizer, schedule, loss, EMA, checkpoints) train a unit net."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +15,6 @@ from torch import nn
 
 import unitdist.timm  # noqa: F401  registers the models
 from unitdist import Unitization2d, convert_unitization, set_norm_divisors
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def registered_net(classes: int) -> nn.Module:
@@ -89,19 +85,3 @@ def test_timms_parts_train_save_and_load_a_unit_net(sample_data: Path, make: typ
     top1, _ = accuracy(average.module.eval()(images), labels, topk=(1, 5))
     assert 0 <= float(top1) <= 100
     assert torch.equal(fresh.eval()(images), average.module(images))
-
-
-def test_timm_script_runs_a_script_with_the_models_registered(tmp_path: Path) -> None:
-    (tmp_path / "beside.py").write_text("ANSWER = 42\n")
-    (tmp_path / "train.py").write_text(
-        "import sys, timm, beside\n"
-        "assert __name__ == '__main__' and beside.ANSWER == 42\n"
-        "print(sys.argv[1:], timm.is_model('preact_resnet18_unit'))\n"
-    )
-    command = [sys.executable, "-m", "unitdist.timm_script"]
-    arguments = [str(tmp_path / "train.py"), "--model", "preact_resnet18_unit"]
-    good = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120, cwd=REPOSITORY)
-    assert good.returncode == 0 and good.stdout == "['--model', 'preact_resnet18_unit'] True\n", good.stderr
-    bad = subprocess.run([*command, "none.py"], capture_output=True, text=True, timeout=120, cwd=REPOSITORY)
-    assert bad.returncode == 2
-    assert bad.stderr == "error: the first argument must be one of timm's scripts, got none.py\n"
