@@ -16,16 +16,19 @@ from triton.compiler import ASTSource
 from unitdist.kernels import triton_backward, triton_forward
 
 TILE = {"BLOCK_P": 64, "BLOCK_C": 64}
+ROW = {**TILE, "BLOCK_ROW": 1024}
 KERNELS: list[tuple[Any, dict[str, Any]]] = [
     (triton_forward.moments_kernel, {**TILE, "HAS_RESIDUAL": True}),
     (triton_forward.moments_kernel, {**TILE, "HAS_RESIDUAL": False}),
-    (triton_forward.merge_moments_kernel, {"BLOCK_N": 32, "BLOCK_C": 32}),
-    (triton_forward.normalize_kernel, {**TILE, "BLOCK_ROW": 1024, "FROM_PACKED": True, "RELU": True}),
-    (triton_forward.normalize_kernel, {**TILE, "BLOCK_ROW": 1024, "FROM_PACKED": False, "RELU": False}),
+    (triton_forward.merge_moments_kernel, {"BLOCK_N": 32, "BLOCK_S": 16, "BLOCK_C": 16}),
+    (triton_forward.normalize_kernel, {**ROW, "FROM_PACKED": True, "UPDATE": True, "AVERAGE": False, "RELU": True}),
+    (triton_forward.normalize_kernel, {**ROW, "FROM_PACKED": True, "UPDATE": True, "AVERAGE": True, "RELU": True}),
+    (triton_forward.normalize_kernel, {**ROW, "FROM_PACKED": True, "UPDATE": False, "AVERAGE": True, "RELU": True}),
+    (triton_forward.normalize_kernel, {**ROW, "FROM_PACKED": False, "UPDATE": False, "AVERAGE": True, "RELU": False}),
     (triton_forward.update_running_kernel, {"BLOCK": 1024, "AVERAGE": True}),
     (triton_forward.update_running_kernel, {"BLOCK": 1024, "AVERAGE": False}),
     (triton_backward.gradients_kernel, {**TILE, "RELU": True}),
-    (triton_backward.merge_gradients_kernel, {"BLOCK_N": 32, "BLOCK_C": 32, "BLOCK_W": 16}),
+    (triton_backward.merge_gradients_kernel, {"BLOCK_N": 32, "BLOCK_S": 16, "BLOCK_C": 16, "BLOCK_W": 16}),
     (triton_backward.input_gradient_kernel, {**TILE, "BATCH_STATISTICS": True, "HAS_SKIP": True, "RELU": True}),
     (triton_backward.input_gradient_kernel, {**TILE, "BATCH_STATISTICS": False, "HAS_SKIP": False, "RELU": False}),
 ]
@@ -56,7 +59,8 @@ def compiled_assembly(kernel: Any, constants: dict[str, Any], ones: tuple[str, .
         if name not in values and (name.endswith("_ptr") or name == "channels")
     }
     source = ASTSource(kernel, signature=signature, constexprs=values, attrs=aligned)
-    return str(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"])
+    options = {"num_warps": 8 if kernel.__name__.startswith("merge") else 4}
+    return str(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"])
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unitdist import Unitization2d
 from unitdist.kernels import passes, plain, triton_nhwc
-from unitdist.kernels.parameters import Parameters, Saved
+from unitdist.kernels.parameters import Parameters, Running, Saved
 from unitdist.layers import normalize_and_convolve
 
 SHAPES = [
@@ -120,17 +120,23 @@ def case(
 
 
 def running_statistics() -> dict[str, float]:
-    """The kernel of the running statistics against plain tensor operations, with momentum and as an average."""
+    """Running statistics moved by their own kernel and within the normalizing one against plain tensor operations."""
     errors = {}
+    x = torch.randn(3, 2100, 2, 2).contiguous(memory_format=torch.channels_last)
+    values = [torch.ones(2100) for _ in range(3)]
+    parameters = Parameters(values[0], values[1], values[2], torch.tensor(9), 1e-5, False)
     for momentum in (0.1, None):
-        for count in (7.0, 1.0, 0.0):
-            mean, var = torch.randn(1500), torch.rand(1500)
-            packed = torch.full((3001,), count, dtype=torch.float64)
-            start = torch.randn(1500), torch.rand(1500), torch.tensor(4)
-            have, want = ([tensor.clone() for tensor in start] for _ in range(2))
-            triton_nhwc.update_running_statistics(mean, var, packed, *have, momentum)
-            passes.update_running_statistics(mean, var, packed, *want, momentum)
-            errors[f"{momentum} {count}"] = max(relative_error(a, b) for a, b in zip(have, want, strict=True))
+        for count in (12.0, 1.0, 0.0):
+            _, mean_nc, centred_nc, packed = triton_nhwc.moments(x, None)
+            packed.mul_(count / 12)
+            start = torch.randn(2100), torch.rand(2100), torch.tensor(4)
+            alone, fused, want = (Running(*(t.clone() for t in start), momentum) for _ in range(3))
+            _, mean, var, _ = triton_nhwc.normalize(x, mean_nc, centred_nc, packed, parameters, fused)
+            triton_nhwc.update_running_statistics(mean, var, packed, alone)
+            passes.update_running_statistics(mean, var, packed, want)
+            for name, have in (("alone", alone), ("fused", fused)):
+                pairs = zip(have[:3], want[:3], strict=True)
+                errors[f"{name} {momentum} {count}"] = max(relative_error(a, b) for a, b in pairs)
     return errors
 
 

@@ -3,15 +3,18 @@
 import copy
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unitdist import Unitization1d, Unitization2d
 from unitdist.layers import compile_norms, normalize_and_convolve
-from unitdist.layers.node import unitization, unitization_backward
+from unitdist.layers.node import runs_eagerly, unitization, unitization_backward
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("weight", "bias", "alpha")
@@ -141,7 +144,7 @@ def test_norm_and_convolution_as_one_node_equal_the_separate_form(
     )
     parts = normalize_and_convolve(norm, conv, x, *extra, keep_output=keep_output)
     out, total = parts if residual else (parts, x)
-    assert "unitization_convolution" in type(out.grad_fn).__name__
+    assert type(out.grad_fn).__name__ == "UnitizationConvolutionFunctionBackward"
     got = torch.autograd.grad(
         out.square().sum() + total.pow(3).sum(), [x, *extra, *norm.parameters(), *conv.parameters()]
     )
@@ -230,3 +233,89 @@ def test_importing_the_package_registers_the_operator() -> None:
     code = "import torch, unitdist; torch.ops.unitdist.unitization.default"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+class Watching(TorchDispatchMode):
+    """Does nothing but be there: the layer then goes through its operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("norm_scope", ["image", "pixel"])
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_eager_function_and_the_operator_are_the_same_to_the_last_bit(
+    residual: bool, norm_scope: str, momentum: float | None, training: bool
+) -> None:
+    results = []
+    for mode in (nullcontext(), Watching()):
+        layer = moved(5, norm_scope=norm_scope, momentum=momentum, activation="relu", norm_divisor=7).train(training)
+        leaves = [random(3, 5, 4, 2, seed=s).requires_grad_() for s in (0, 1)][: 1 + residual]
+        with mode:
+            out = layer(*leaves)
+        y, total = out if residual else (out, leaves[0])
+        grads = torch.autograd.grad((y * total).sum(), [*leaves, *layer.parameters()])
+        results.append([y, total, *grads, *layer.buffers()])
+        if isinstance(mode, Watching):
+            assert "unitdist::unitization" in mode.seen
+        else:
+            assert type(y.grad_fn).__name__ == "UnitizationFunctionBackward"
+    for have, want in zip(*results, strict=True):
+        assert torch.equal(have, want)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_eager_node_with_a_convolution_and_its_operator_are_the_same_to_the_last_bit(residual: bool) -> None:
+    results = []
+    for mode in (nullcontext(), Watching()):
+        norm, conv = moved(4, activation="relu"), nn.Conv2d(4, 6, 3, dtype=torch.float64)
+        with torch.no_grad():
+            conv.weight.copy_(random(6, 4, 3, 3, seed=9)), conv.bias.copy_(random(6, seed=8))
+        leaves = [random(3, 4, 5, 6, seed=s).requires_grad_() for s in (0, 1)][: 1 + residual]
+        with mode:
+            out = normalize_and_convolve(norm, conv, *leaves)
+        y, total = out if residual else (out, leaves[0])
+        grads = torch.autograd.grad(
+            y.square().sum() + total.pow(3).sum(), [*leaves, *norm.parameters(), *conv.parameters()]
+        )
+        results.append([y, total, *grads, *norm.buffers()])
+        assert ("unitdist::unitization_convolution" in mode.seen) if isinstance(mode, Watching) else True
+    for have, want in zip(*results, strict=True):
+        assert torch.equal(have, want)
+
+
+def test_a_second_derivative_is_refused_not_wrong() -> None:
+    layer, x = moved(3), random(4, 3, 2, 2).requires_grad_()
+    (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace.*is deprecated")
+def test_who_watches_operators_gets_the_operator() -> None:
+    x = random(2, 3, 4, 4)
+    assert runs_eagerly(x) and runs_eagerly(nn.Parameter(x))
+    with Watching():
+        assert not runs_eagerly(x)
+    assert not runs_eagerly(x.to("meta"))
+    assert not runs_eagerly(x.as_subclass(type("Tagged", (Tensor,), {})))
+    seen: list[bool] = []
+    torch.vmap(lambda row: (seen.append(runs_eagerly(row)), row)[1])(x)
+    torch.jit.trace(lambda tensor: (seen.append(runs_eagerly(tensor)), tensor + 1)[1], x, check_trace=False)
+    assert seen and not any(seen)
+
+
+def test_under_another_default_device_the_layer_works_where_its_input_lies() -> None:
+    layer, x = moved(3, torch.float32, activation="relu"), random(4, 3, 2, 2, dtype=torch.float32)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        leaf = x.clone(memory_format=memory_format).requires_grad_()
+        with torch.device("meta"):
+            layer(leaf).sum().backward()
+        assert leaf.grad is not None and leaf.grad.device.type == "cpu"

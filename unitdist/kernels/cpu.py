@@ -28,11 +28,11 @@ def sample_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     pixels = height * width
     dtype = _statistics_dtype(x)
     if _is_nhwc(x):
-        unread = torch.zeros(channels, dtype=dtype), torch.ones(channels, dtype=dtype)
+        unread = x.new_zeros(channels, dtype=dtype), x.new_ones(channels, dtype=dtype)
         moments = [torch.batch_norm_update_stats(sample, *unread, 0.0) for sample in torch.split(x, 1)]
         mean_nc = torch.stack([mean_c for mean_c, _ in moments])
         return mean_nc, torch.stack([var_c for _, var_c in moments]).mul_(pixels)
-    ones, zeros = torch.ones(pixels, dtype=dtype), torch.zeros(pixels, dtype=dtype)
+    ones, zeros = x.new_ones(pixels, dtype=dtype), x.new_zeros(pixels, dtype=dtype)
     _, mean, inverse_std = torch.native_layer_norm(x.view(-1, pixels), (pixels,), ones, zeros, _NO_EPS)
     centred = inverse_std.square_().reciprocal_().mul_(pixels)  # 1/std of a constant sample is inf: variance 0
     return mean.view(samples, channels), centred.view(samples, channels)
@@ -50,7 +50,7 @@ def scale_shift(x: Tensor, mean_c: Tensor, scale_nc: Tensor, bias_c: Tensor, rel
 
 def _normalize(x: Tensor, mean_nc: Tensor, scale_nc: Tensor, bias_nc: Tensor) -> Tensor:
     """scale_nc * (x - mean_nc) + bias_nc by batch norm's evaluation kernel, in x's type and format."""
-    y, unread = torch.empty_like(x), torch.empty(0, dtype=scale_nc.dtype)  # no view: in-place ReLUs may follow
+    y, unread = torch.empty_like(x), scale_nc.new_empty(0)  # no view: in-place ReLUs may follow
     if not _is_nhwc(x):
         tables = [table.reshape(-1) for table in (scale_nc, bias_nc, mean_nc)]
         ones = torch.ones_like(tables[0])

@@ -32,3 +32,16 @@ class Saved(NamedTuple):
     """(sum, sum of squares, count) over all ranks, float64 (2C+1,); empty in evaluation."""
     inverse_norm_n: Tensor
     """p_k, (N,)."""
+
+
+class Running(NamedTuple):
+    """A layer's running statistics, moved in place by a training pass: running += weight * (batch - running)."""
+
+    mean_c: Tensor
+    """(C,), float32 or wider."""
+    var_c: Tensor
+    """(C,), of unbiased variances."""
+    batches: Tensor
+    """Batches seen, 0-d int64 on the device; advanced by one."""
+    momentum: float | None
+    """The weight; None: 1/batches, the mean over all batches."""

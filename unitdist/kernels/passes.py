@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unitdist.functional.unitization import GradientTables
 from unitdist.kernels import plain
-from unitdist.kernels.parameters import Parameters, Saved
+from unitdist.kernels.parameters import Parameters, Running, Saved
 from unitdist.kernels.plain import Statistics
 
 
@@ -41,16 +41,24 @@ def normalize(
     statistics: Statistics,
     parameters: Parameters,
     compiled: bool,
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Second pass: reads x, writes y = weight t (x - mean) r + bias, then ReLU if asked.
 
-    `statistics`: the packed sums of all ranks, or (mean_c, var_c). Returns y in x's type and format, mean_c, var_c
-    and p_k (N,).
+    `statistics`: the packed sums of all ranks, or (mean_c, var_c). `running`: moved towards packed statistics, in the
+    kernel's launch where there is one. Returns y in x's type and format, mean_c, var_c and p_k (N,).
     """
     arguments = (x, mean_nc, centred_nc, statistics, parameters)
     if _takes_triton(x, compiled):
-        return _triton_form().normalize(*arguments)  # type: ignore[no-any-return]
-    return plain.normalize(*arguments, compiled)
+        fused = running if running is not None and _triton_can_move(running) else None
+        y, mean_c, var_c, inverse_norm_n = _triton_form().normalize(*arguments, fused)
+    else:
+        fused = None
+        y, mean_c, var_c, inverse_norm_n = plain.normalize(*arguments, compiled)
+    if running is not None and fused is None:
+        assert isinstance(statistics, Tensor)
+        update_running_statistics(mean_c, var_c, statistics, running)
+    return y, mean_c, var_c, inverse_norm_n
 
 
 def gradients(
@@ -83,30 +91,25 @@ def input_gradient(
     return plain.input_gradient(*arguments, compiled)
 
 
-def update_running_statistics(
-    mean_c: Tensor,
-    var_c: Tensor,
-    packed: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches: Tensor,
-    momentum: float | None,
-) -> None:
-    """running += weight * (batch - running), in place; weight is `momentum`, or 1/batches if None. Advances the counter.
+def update_running_statistics(mean_c: Tensor, var_c: Tensor, packed: Tensor, running: Running) -> None:
+    """Move `running` in place, alone. mean_c, var_c: (C,), biased variance, which enters unbiased.
 
-    mean_c, var_c: (C,), biased variance, which enters unbiased. packed: its last number is the count; 0: they stay.
+    packed: its last number is the count; 0: mean and variance stay.
     """
-    if mean_c.is_cuda and running_mean.dtype == mean_c.dtype == torch.float32 and not torch.compiler.is_compiling():
-        _triton_form().update_running_statistics(
-            mean_c, var_c, packed, running_mean, running_var, num_batches, momentum
-        )
+    if _triton_can_move(running) and not torch.compiler.is_compiling():
+        _triton_form().update_running_statistics(mean_c, var_c, packed, running)
         return
-    num_batches.add_(1)
-    count, dtype = packed[-1], running_mean.dtype
-    weight = (count > 0).to(dtype) * (momentum if momentum is not None else 1.0 / num_batches.to(dtype))
+    running.batches.add_(1)
+    count, dtype = packed[-1], running.mean_c.dtype
+    momentum = 1.0 / running.batches.to(dtype) if running.momentum is None else running.momentum
+    weight = (count > 0).to(dtype) * momentum
     unbiased_c = var_c * (count / (count - 1).clamp(min=1.0)).to(var_c.dtype)
-    running_mean.lerp_(mean_c.to(dtype), weight)
-    running_var.lerp_(unbiased_c.to(dtype), weight)
+    running.mean_c.lerp_(mean_c.to(dtype), weight)
+    running.var_c.lerp_(unbiased_c.to(dtype), weight)
+
+
+def _triton_can_move(running: Running) -> bool:
+    return running.mean_c.is_cuda and running.mean_c.dtype == running.var_c.dtype == torch.float32
 
 
 def _takes_triton(x: Tensor, compiled: bool) -> bool:

@@ -70,10 +70,11 @@ def merge_gradients_kernel(
     part_sum_ptr, part_dot_ptr, weighted_ptr, mean_nc_ptr, centred_nc_ptr, mean_ptr, var_ptr, weight_ptr, alpha_ptr,
     inverse_norm_ptr, divisor_ptr, norm_ptr, grad_weight_ptr, grad_bias_ptr, grad_alpha_ptr, sums_ptr,
     eps, samples, channels, pixels, splits, widths,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """Tables of the backward pass for a block of channels: dweight, dbias, dalpha, (m G1, m G2), and c_k once."""
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    split = tl.arange(0, BLOCK_S)
     inside_c = channel < channels
     mean_c = tl.load(mean_ptr + channel, mask=inside_c, other=0.0)
     inverse_std = 1.0 / tl.sqrt(tl.load(var_ptr + channel, mask=inside_c, other=1.0) + eps)
@@ -99,12 +100,10 @@ def merge_gradients_kernel(
         norm = -inverse_norm * inverse_norm * inverse_norm * tl.sum(weighted, 1) / divisor
         if tl.program_id(0) == 0:
             tl.store(norm_ptr + sample, norm, mask=inside_n)
-        grad_sum = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-        grad_dot = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-        for split in range(0, splits):
-            row = (sample[:, None] * splits + split) * channels + channel[None, :]
-            grad_sum += tl.load(part_sum_ptr + row, mask=inside, other=0.0)
-            grad_dot += tl.load(part_dot_ptr + row, mask=inside, other=0.0)
+        inside_parts = inside[:, None, :] & (split < splits)[None, :, None]
+        row = (sample[:, None, None] * splits + split[None, :, None]) * channels + channel[None, None, :]
+        grad_sum = tl.sum(tl.load(part_sum_ptr + row, mask=inside_parts, other=0.0), 1)
+        grad_dot = tl.sum(tl.load(part_dot_ptr + row, mask=inside_parts, other=0.0), 1)
         table = sample[:, None] * channels + channel[None, :]
         spread = tl.load(mean_nc_ptr + table, mask=inside, other=0.0) - mean_c[None, :]
         spread = tl.where(inside, spread, 0.0) * inverse_std[None, :]

@@ -1,19 +1,25 @@
-"""Unitization as one autograd node: an operator whose backward is written by hand (unitdist/functional/README.md).
+"""Unitization as one autograd node, whose backward is written by hand (unitdist/functional/README.md).
 
-`torch.ops.unitdist.unitization` is opaque to autograd, to torch.compile and to torch.export; inside it runs
-moments -> sum over the group -> normalize, and backward gradients -> sum over the group -> input gradient. It
-keeps x and (N, C) tables, nothing else of x's size. The collectives stand inside the operator, so
-that a compiled graph can neither break at them nor reorder them between ranks.
+Forward runs moments -> sum over the group -> normalize, backward gradients -> sum over the group -> input gradient. It
+keeps x and (N, C) tables, nothing else of x's size. There are two doors to the same functions:
+
+- `torch.ops.unitdist.unitization`, an operator that torch.compile, torch.export and every mode that watches operators
+  takes as a whole. The collectives stand inside it, so that a compiled graph can neither break at them nor reorder
+  them between ranks.
+- `unitization_eagerly`, a plain autograd function. torch.library's operators written in Python cost the host twice as much
+  per call (DECISIONS.md, 2026-11-29), which a hundred small layers on a fast GPU would wait for.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from unitdist.functional.moments import accumulation_dtype
 from unitdist.kernels import passes
-from unitdist.kernels.parameters import Parameters, Saved
+from unitdist.kernels.parameters import Parameters, Running, Saved
 from unitdist.layers import pixel_scope
 from unitdist.sync import NO_GROUP, active_group_name, sum_over_group
 
@@ -46,10 +52,33 @@ def unitization(
     Returns y and x + residual (x's type and format; empty without a residual), which carry gradients, and the
     fields of `Saved`, which do not.
     """
+    return _forward(
+        None, x, residual, weight, bias, alpha, running_mean, running_var, norm_divisor, eps, relu, pixel_norm,
+        batch_statistics, compiled, group_name,
+    )  # fmt: skip
+
+
+def _forward(
+    running: Running | None,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    alpha: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    norm_divisor: Tensor,
+    eps: float,
+    relu: bool,
+    pixel_norm: bool,
+    batch_statistics: bool,
+    compiled: bool,
+    group_name: str,
+) -> Outputs:
     dtype = accumulation_dtype(x.dtype)
     parameters = Parameters(weight.to(dtype), bias.to(dtype), alpha.to(dtype), norm_divisor, eps, relu)
     if batch_statistics and not pixel_norm:
-        y, total, saved = normalize_batch(x, residual, parameters, compiled, group_name)
+        y, total, saved = normalize_batch(x, residual, parameters, compiled, group_name, running)
         return y, x.new_empty(0) if residual is None else total, *saved
     total, mean_nc, centred_nc, packed = passes.moments(x, residual, compiled)
     statistics: Tensor | tuple[Tensor, Tensor] = packed
@@ -61,6 +90,8 @@ def unitization(
     if pixel_norm:
         y, mean_c, var_c = pixel_scope.normalize(total, statistics, parameters)
         inverse_norm_n = mean_nc.new_empty(0)
+        if running is not None:
+            passes.update_running_statistics(mean_c, var_c, packed, running)
     else:
         y, mean_c, var_c, inverse_norm_n = passes.normalize(
             total, mean_nc, centred_nc, statistics, parameters, compiled
@@ -70,12 +101,19 @@ def unitization(
 
 
 def normalize_batch(
-    x: Tensor, residual: Tensor | None, parameters: Parameters, compiled: bool, group_name: str
+    x: Tensor,
+    residual: Tensor | None,
+    parameters: Parameters,
+    compiled: bool,
+    group_name: str,
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor, Saved]:
     """The forward pass in training, image scope: y, x + residual (x itself without one), and what backward needs."""
     total, mean_nc, centred_nc, packed = passes.moments(x, residual, compiled)
     sum_over_group(packed, active_group_name(group_name))
-    y, mean_c, var_c, inverse_norm_n = passes.normalize(total, mean_nc, centred_nc, packed, parameters, compiled)
+    y, mean_c, var_c, inverse_norm_n = passes.normalize(
+        total, mean_nc, centred_nc, packed, parameters, compiled, running
+    )
     return y, total, Saved(mean_nc, centred_nc, mean_c, var_c, packed, inverse_norm_n)
 
 
@@ -110,8 +148,7 @@ def _(
     )
 
 
-@torch.library.custom_op("unitdist::unitization_backward", mutates_args=())
-def unitization_backward(
+def _gradients(
     grad_y: Tensor,
     skip_gradient: Tensor | None,
     x: Tensor,
@@ -148,6 +185,9 @@ def unitization_backward(
     return grad_x, grads[0].to(weight.dtype), grads[1].to(bias.dtype), grads[2].to(alpha.dtype)
 
 
+unitization_backward = torch.library.custom_op("unitdist::unitization_backward", _gradients, mutates_args=())
+
+
 @unitization_backward.register_fake
 def _(
     grad_y: Tensor,
@@ -169,9 +209,13 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    ctx.mark_non_differentiable(*output[2:])
+    _keep(ctx, inputs, output)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     x, residual, weight, bias, alpha, _, _, norm_divisor, *settings = inputs
     _, total, *saved = output
-    ctx.mark_non_differentiable(*saved)
     ctx.set_materialize_grads(False)
     ctx.has_residual = residual is not None
     ctx.save_for_backward(x if residual is None else total, weight, bias, alpha, norm_divisor, *saved)
@@ -179,14 +223,54 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
 
 
 def _backward(ctx: Any, grad_y: Tensor | None, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    return _input_gradients(ctx, grad_y, grad_total, unitization_backward)
+
+
+def _input_gradients(
+    ctx: Any, grad_y: Tensor | None, grad_total: Tensor | None, gradients: Callable[..., Gradients]
+) -> tuple[Tensor | None, ...]:
     x, weight, bias, alpha, norm_divisor, *saved = ctx.saved_tensors
     skip_gradient = grad_total if ctx.has_residual else None
     if grad_y is None:
         return (skip_gradient, skip_gradient, *(None,) * 12)
-    grad_x, *grads = unitization_backward(
-        grad_y, skip_gradient, x, weight, bias, alpha, norm_divisor, saved, *ctx.settings
-    )
+    grad_x, *grads = gradients(grad_y, skip_gradient, x, weight, bias, alpha, norm_divisor, saved, *ctx.settings)
     return (grad_x, grad_x if ctx.has_residual else None, *grads, *(None,) * 9)
 
 
 unitization.register_autograd(_backward, setup_context=_setup_context)
+
+
+class UnitizationFunction(torch.autograd.Function):
+    """The operator's forward and backward without the operator; its first argument moves the running statistics."""
+
+    @staticmethod
+    def forward(ctx: Any, running: Running | None, *inputs: Any) -> Tensor | tuple[Tensor, Tensor]:
+        output = _forward(running, *inputs)
+        _keep(ctx, inputs, output)
+        return output[:2] if ctx.has_residual else output[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor | None, grad_total: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        return (None, *_input_gradients(ctx, grad_y, grad_total, _gradients))
+
+
+def runs_eagerly(x: Tensor) -> bool:
+    """Whether nobody watches operators: no compiler, exporter, tracer, mode or transform, and a plain tensor with data."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and not x.is_meta
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def unitization_eagerly(running: Running | None, *inputs: Any) -> Tensor | tuple[Tensor, Tensor]:
+    """As `unitization` with its arguments as `inputs`, where `runs_eagerly`; returns y, or (y, x + residual).
+
+    `running`: moved towards the batch's statistics in the same pass.
+    """
+    out: Tensor | tuple[Tensor, Tensor] = UnitizationFunction.apply(running, *inputs)
+    return out

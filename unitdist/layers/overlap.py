@@ -5,17 +5,22 @@ gradient of the convolution's input -> sums of the norm -> start the all_reduce 
 -> wait -> gradient of x: the message travels while the device is busy. Every gradient equals the separate form's.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from unitdist.functional.moments import accumulation_dtype
 from unitdist.kernels import passes
-from unitdist.kernels.parameters import Parameters, Saved
-from unitdist.layers.node import normalize_batch
+from unitdist.kernels.parameters import Parameters, Running, Saved
+from unitdist.layers.node import normalize_batch, runs_eagerly
 from unitdist.layers.unitization import Unitization2d
 from unitdist.sync import active_group_name, start_sum_over_group
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def normalize_and_convolve(
@@ -33,7 +38,7 @@ def normalize_and_convolve(
         return (conv(y[0]), y[1]) if isinstance(y, tuple) else conv(y)
     norm.prepare(x)
     assert not isinstance(conv.padding, str)
-    out, total, _, *saved = unitization_convolution(
+    inputs = (
         x,
         residual,
         norm.weight,
@@ -52,6 +57,12 @@ def normalize_and_convolve(
         keep_output,
         norm.sync_group_name(),
     )
+    if runs_eagerly(x):
+        result: Tensor | tuple[Tensor, Tensor] = UnitizationConvolutionFunction.apply(
+            norm.running_statistics(), *inputs
+        )
+        return result
+    out, total, _, *saved = unitization_convolution(*inputs)
     kept = Saved(*saved)
     norm.update_running_statistics(kept.mean_c, kept.var_c, kept.packed)
     return out if residual is None else (out, total)
@@ -102,9 +113,35 @@ def unitization_convolution(
     Returns the convolution's output, x + residual (empty without a residual), the convolution's input (empty unless
     `keep_output`), and the fields of `Saved`. x and conv_weight have one type.
     """
+    return _forward(
+        None, x, residual, weight, bias, alpha, norm_divisor, conv_weight, conv_bias, stride, padding, dilation, groups,
+        eps, relu, compiled, keep_output, group_name,
+    )  # fmt: skip
+
+
+def _forward(
+    running: Running | None,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    alpha: Tensor,
+    norm_divisor: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    eps: float,
+    relu: bool,
+    compiled: bool,
+    keep_output: bool,
+    group_name: str,
+) -> Outputs:
     dtype = accumulation_dtype(x.dtype)
     parameters = Parameters(weight.to(dtype), bias.to(dtype), alpha.to(dtype), norm_divisor, eps, relu)
-    y, total, saved = normalize_batch(x, residual, parameters, compiled, group_name)
+    y, total, saved = normalize_batch(x, residual, parameters, compiled, group_name, running)
     with torch.autocast(x.device.type, enabled=False):
         out = torch.ops.aten.convolution(y, conv_weight, conv_bias, stride, padding, dilation, False, [0, 0], groups)
     return out, x.new_empty(0) if residual is None else total, y if keep_output else x.new_empty(0), *saved
@@ -148,8 +185,7 @@ def _(
     )
 
 
-@torch.library.custom_op("unitdist::unitization_convolution_backward", mutates_args=())
-def unitization_convolution_backward(
+def _gradients(
     grad_out: Tensor,
     skip_gradient: Tensor | None,
     x: Tensor,
@@ -192,6 +228,11 @@ def unitization_convolution_backward(
     return grad_x, *grads, grad_conv_weight, grad_conv_bias if has_conv_bias else x.new_empty(0)
 
 
+unitization_convolution_backward = torch.library.custom_op(
+    "unitdist::unitization_convolution_backward", _gradients, mutates_args=()
+)
+
+
 @unitization_convolution_backward.register_fake
 def _(
     grad_out: Tensor,
@@ -219,10 +260,14 @@ def _(
     return (*grads, x.new_empty(conv_weight.shape[0] if has_conv_bias else 0))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    ctx.mark_non_differentiable(*output[2:])
+    _keep(ctx, inputs, output)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     x, residual, weight, bias, alpha, norm_divisor, conv_weight, conv_bias, *settings = inputs
     _, total, y, *saved = output
-    ctx.mark_non_differentiable(y, *saved)
     ctx.set_materialize_grads(False)
     ctx.has_residual = residual is not None
     ctx.has_conv_bias = conv_bias is not None
@@ -232,11 +277,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    return _input_gradients(ctx, grad_out, grad_total, unitization_convolution_backward)
+
+
+def _input_gradients(
+    ctx: Any, grad_out: Tensor | None, grad_total: Tensor | None, gradients: Callable[..., Gradients]
+) -> tuple[Tensor | None, ...]:
     x, y, weight, bias, alpha, norm_divisor, conv_weight, *saved = ctx.saved_tensors
     skip_gradient = grad_total if ctx.has_residual else None
     if grad_out is None:
         return (skip_gradient, skip_gradient, *(None,) * 15)
-    grad_x, *grads, grad_conv_weight, grad_conv_bias = unitization_convolution_backward(
+    grad_x, *grads, grad_conv_weight, grad_conv_bias = gradients(
         grad_out, skip_gradient, x, y, weight, bias, alpha, norm_divisor, conv_weight, saved, *ctx.settings,
         ctx.has_conv_bias,
     )  # fmt: skip
@@ -252,3 +303,18 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_total: Tensor | None, *_: 
 
 
 unitization_convolution.register_autograd(_backward, setup_context=_setup_context)
+
+
+class UnitizationConvolutionFunction(torch.autograd.Function):
+    """The operator's forward and backward without the operator (see `unitdist.layers.node`)."""
+
+    @staticmethod
+    def forward(ctx: Any, running: Running, *inputs: Any) -> Tensor | tuple[Tensor, Tensor]:
+        output = _forward(running, *inputs)
+        _keep(ctx, inputs, output)
+        return output[:2] if ctx.has_residual else output[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor | None, grad_total: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        return (None, *_input_gradients(ctx, grad_out, grad_total, _gradients))

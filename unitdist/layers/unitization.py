@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from unitdist.errors import CheckpointError, ConfigError
 from unitdist.functional.moments import accumulation_dtype, pixels_of
 from unitdist.functional.unitization import NormScope, unitization_images
+from unitdist.kernels.parameters import Running
 from unitdist.kernels.passes import update_running_statistics
-from unitdist.layers.node import unitization
+from unitdist.layers.node import runs_eagerly, unitization, unitization_eagerly
 from unitdist.sync import DEFAULT_GROUP, NO_GROUP, group_from_name
 
 UNKNOWN = 0
@@ -136,7 +137,7 @@ class _Unitization(nn.Module):
         self.prepare(x)
         if torch.compiler.is_compiling() and x.dim() == 2 and residual is None and not self._has_peers():
             return self._forward_compiled_vectors(x)
-        y, total, _, _, mean_c, var_c, packed, _ = unitization(
+        inputs = (
             x,
             residual,
             self.weight,
@@ -152,6 +153,9 @@ class _Unitization(nn.Module):
             self.compiled,
             self.sync_group_name(),
         )
+        if runs_eagerly(x):
+            return unitization_eagerly(self.running_statistics() if self.training else None, *inputs)
+        y, total, _, _, mean_c, var_c, packed, _ = unitization(*inputs)
         if self.training:
             self.update_running_statistics(mean_c, var_c, packed)
         return y if residual is None else (y, total)
@@ -226,8 +230,11 @@ class _Unitization(nn.Module):
 
         mean_c, var_c: the batch's, (C,). packed: its last number is the count, over all ranks; 0 changes nothing.
         """
-        buffers = (self.running_mean, self.running_var, self.num_batches_tracked)
-        update_running_statistics(mean_c, var_c, packed, *buffers, self.momentum)
+        update_running_statistics(mean_c, var_c, packed, self.running_statistics())
+
+    def running_statistics(self) -> Running:
+        """The buffers that training moves, and how."""
+        return Running(self.running_mean, self.running_var, self.num_batches_tracked, self.momentum)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Unitization":
         """As nn.Module, but statistics stay float32 or wider under .half() and .bfloat16()."""
