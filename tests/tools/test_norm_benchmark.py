@@ -78,3 +78,22 @@ def test_cost_of_a_node_group_does_not_grow_with_the_job_and_a_gather_does() -> 
     assert [round(row["world_ms"]) for row in rows] == [3, 9, 17]
     assert rows[2]["sync_batch_norm_ms"] > 40 * rows[0]["sync_batch_norm_ms"]
     assert sync_cost_model.all_reduce_us(1, 100, 4, sync_cost_model.Fabric()) == 0
+
+
+def test_the_host_benchmark_compares_function_and_operator(tmp_path: Path) -> None:
+    output = tmp_path / "host.json"
+    command = [sys.executable, str(TOOLS / "bench_host.py"), "--rounds", "5", "--json", str(output)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200)
+    assert "function:" in done.stdout and "operator: 1.00 x the operator" in done.stdout
+    times = {name: seen["median"] for name, seen in json.loads(output.read_text())["ms"].items()}
+    assert set(times) == {"batchnorm", "function", "operator"} and times["function"] < times["operator"]
+
+
+def test_the_host_benchmark_reports_nothing_where_the_two_ways_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench_host
+
+    right = bench_host.layers.unitization_eagerly
+    monkeypatch.setattr(bench_host.layers, "unitization_eagerly", lambda *inputs: right(*inputs) * (1 + 1e-6))
+    x = torch.randn(bench_host.SHAPE).requires_grad_()
+    with pytest.raises(SystemExit, match="differ: no time is reported"):
+        bench_host.check_equal(x, torch.randn(bench_host.SHAPE))
