@@ -4,6 +4,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from unitdist.version import __version__
+
 if TYPE_CHECKING:
     from unitdist.hub import load_pretrained
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING or sys.argv[:1] != ["-m"]:  # `python -m unitdist doctor` has t
 __all__ = [
     "Unitization1d",
     "Unitization2d",
+    "__version__",
     "convert_unitization",
     "load_pretrained",
     "revert_unitization",

@@ -8,6 +8,7 @@ from importlib.metadata import version
 import pytest
 import yaml
 
+import unitdist
 from tests.docs.blocks import ROOT
 
 TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -15,12 +16,13 @@ MESSAGES = re.findall(r"^\| (`.*?) \|", TROUBLE.partition("## Without a message"
 
 
 def test_version_is_one() -> None:
-    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["dynamic"]
+    assert dynamic == {"version": {"attr": "unitdist.version.__version__"}}
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     released = re.findall(
         r"^## (\d+\.\d+\.\d+) \((\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
     )
-    assert citation["version"] == stated == released[0][0] == version("unitdist")
+    assert citation["version"] == unitdist.__version__ == released[0][0] == version("unitdist")
     assert str(citation["date-released"]) == released[0][1]
 
 

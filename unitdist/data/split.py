@@ -15,6 +15,7 @@ from unitdist.data.draws import Ints
 from unitdist.data.geometry import Geometry, training_geometry, validation_geometry
 from unitdist.data.order import Plan, training_batches, training_plan, validation_plan
 from unitdist.data.reading import ImageSource, ReadingPolicy
+from unitdist.version import __version__
 from unitdist.world import World
 
 
@@ -68,7 +69,7 @@ class Split:
 
     def versions(self, packages: dict[str, str]) -> str:
         """Names and versions of what makes the pixels. packages: {name: version} of the loader's own."""
-        packages = {"unitdist": version("unitdist"), **packages}
+        packages = {"unitdist": __version__, **packages}
         if self.augments_on_device:
             packages |= {name: version(name) for name in ("torch", "torchvision")}
         return ", ".join(f"{name} {number}" for name, number in packages.items())

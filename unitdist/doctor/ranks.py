@@ -4,13 +4,13 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from unitdist.doctor.finding import Finding, fault, ok, warning
+from unitdist.version import __version__
 from unitdist.wording import counted
 from unitdist.world import World
 
@@ -57,7 +57,7 @@ def check_clocks(offsets: Mapping[int, float], hosts: Sequence[str]) -> Finding:
 
 
 def own_software() -> str:
-    return f"Python {platform.python_version()}, torch {torch.__version__}, unitdist {version('unitdist')}"
+    return f"Python {platform.python_version()}, torch {torch.__version__}, unitdist {__version__}"
 
 
 def check_same_software(software: Sequence[str], hosts: Sequence[str]) -> Finding:

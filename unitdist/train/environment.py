@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from unitdist.version import __version__
 from unitdist.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("unitdist", "torch", "torchvision", "timm", "accelerate", "deepspeed", "triton")
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", "triton")
 DALI_WHEELS = ("nvidia-dali-cuda120", "nvidia-dali-cuda130")
 
 
@@ -42,7 +43,7 @@ def append_environment(folder: Path, world: World, *, resumed_step: int) -> None
 
 def versions() -> dict[str, str]:
     """Name -> version of Python and of the packages that are installed; CUDA and cuDNN as torch was built for them."""
-    found: dict[str, Any] = {"Python": platform.python_version()}
+    found: dict[str, Any] = {"Python": platform.python_version(), "unitdist": __version__}
     for name in (*PACKAGES, *DALI_WHEELS):
         try:
             found[name] = version(name)

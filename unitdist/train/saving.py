@@ -4,7 +4,6 @@ import copy
 import platform
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from unitdist.train.resume import job_fingerprint
 from unitdist.train.retention import epoch_file, give_name, remove_old, step_file
 from unitdist.train.state import Run, TrainState
 from unitdist.train.writer import Stall
+from unitdist.version import __version__
 
 
 def save(run: Run) -> None:
@@ -87,7 +87,7 @@ def staged(run: Run) -> dict[str, Any]:
         "class_to_idx": dict(run.train_loader.class_to_idx),
         "metrics": copy.deepcopy(state.metrics),
         "versions": {
-            "unitdist": version("unitdist"),
+            "unitdist": __version__,
             "torch": str(torch.__version__),
             "python": platform.python_version(),
             "world_size": engine.world.size,
