@@ -26,6 +26,13 @@ def test_version_is_one() -> None:
     assert str(citation["date-released"]) == released[0][1]
 
 
+def test_nobody_asks_for_the_version_of_an_installed_unitdist() -> None:
+    """A checkout on a machine without pip (docs/performance.md's measurements) runs by PYTHONPATH alone."""
+    files = [file for folder in ("unitdist", "evaluation", "launch", "tools") for file in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 100
+    assert [file.name for file in files if re.search(r"version\(.unitdist.\)", file.read_text(encoding="utf-8"))] == []
+
+
 def test_citation_file_has_what_the_format_asks_for() -> None:
     """Required keys of the Citation File Format 1.2.0, and their kinds."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
