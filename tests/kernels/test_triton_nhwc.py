@@ -140,6 +140,30 @@ def test_on_the_gpu_the_layer_equals_float64(dtype: torch.dtype, residual: bool)
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("operator", [False, True])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_on_the_gpu_running_statistics_follow_every_batch(
+    momentum: float | None, operator: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the normalizing launch or in one of their own; many warps read the counter that one thread advances."""
+    from unitdist import Unitization2d
+    from unitdist.layers import unitization
+
+    monkeypatch.setattr(unitization, "runs_eagerly", lambda x: not operator)
+    layer = Unitization2d(2048, momentum=momentum, device="cuda", norm_divisor=4)
+    reference = torch.nn.BatchNorm2d(2048, momentum=momentum).double()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        x = torch.randn(4, 2048, 2, 2) + seed
+        layer(x.cuda().contiguous(memory_format=torch.channels_last))
+        reference(x.double())
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(layer, name).cpu().double(), getattr(reference, name), rtol=1e-5, atol=1e-5)
+    assert layer.num_batches_tracked.item() == 40
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_the_gpu_a_training_step_can_be_captured_in_a_graph() -> None:
     from unitdist import Unitization2d
 
@@ -152,6 +176,7 @@ def test_on_the_gpu_a_training_step_can_be_captured_in_a_graph() -> None:
         return grad
 
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
             step()
