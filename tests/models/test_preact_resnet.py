@@ -267,8 +267,8 @@ def test_overlapped_net_has_one_node_per_norm_and_convolution() -> None:
         nodes = backward_nodes(build("cifar_resnet20", **keys)(torch.randn(2, 3, 32, 32)))
         return sum(part in node for node in nodes)
 
-    assert count("unitdist_unitization_convolution", overlap_sync=True) == 18
-    assert count("unitdist_unitization_default", overlap_sync=True) == 2
+    assert count("UnitizationConvolutionFunction", overlap_sync=True) == 18
+    assert count("UnitizationFunction", overlap_sync=True) == 2
     assert count("AddBackward") == 9
     assert count("AddBackward", fold_residual=True) == 0
 

@@ -108,7 +108,7 @@ def normalize(
     with _on_device(x):
         triton_forward.normalize_kernel[(plan.samples, plan.blocks)](
             x, y, mean_nc, centred_nc, packed, mean_c, var_c, weight_c, bias_c, alpha_c, norm_divisor, inverse_norm_n,
-            moved.mean_c, moved.var_c, moved.batches, moved.momentum or 0.0, eps, plan.channels, plan.pixels,
+            moved.mean_c, moved.var_c, moved.batches, float(moved.momentum or 0), eps, plan.channels, plan.pixels,
             plan.block_pixels, FROM_PACKED=from_packed, UPDATE=running is not None, AVERAGE=moved.momentum is None,
             RELU=relu, BLOCK_P=plan.block_p, BLOCK_C=plan.block_c, BLOCK_ROW=plan.row,
         )  # fmt: skip
@@ -168,7 +168,7 @@ def update_running_statistics(mean_c: Tensor, var_c: Tensor, packed: Tensor, run
     """See `passes.update_running_statistics`; running statistics are float32."""
     with _on_device(mean_c):
         triton_forward.update_running_kernel[(1,)](
-            mean_c, var_c, packed, running.mean_c, running.var_c, running.batches, running.momentum or 0.0,
+            mean_c, var_c, packed, running.mean_c, running.var_c, running.batches, float(running.momentum or 0),
             mean_c.numel(), AVERAGE=running.momentum is None, BLOCK=1024,
         )  # fmt: skip
 
