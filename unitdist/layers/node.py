@@ -118,22 +118,8 @@ def normalize_batch(
 
 
 @unitization.register_fake
-def _(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    alpha: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    norm_divisor: Tensor,
-    eps: float,
-    relu: bool,
-    pixel_norm: bool,
-    batch_statistics: bool,
-    compiled: bool,
-    group_name: str,
-) -> Outputs:
+def _(x: Tensor, residual: Tensor | None, *rest: Any) -> Outputs:
+    *_, pixel_norm, batch_statistics, _, _ = rest
     samples, channels = x.shape[:2]
     table = x.new_empty((samples, channels), dtype=accumulation_dtype(x.dtype))
     return (
@@ -189,22 +175,8 @@ unitization_backward = torch.library.custom_op("unitdist::unitization_backward",
 
 
 @unitization_backward.register_fake
-def _(
-    grad_y: Tensor,
-    skip_gradient: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    alpha: Tensor,
-    norm_divisor: Tensor,
-    saved: list[Tensor],
-    eps: float,
-    relu: bool,
-    pixel_norm: bool,
-    batch_statistics: bool,
-    compiled: bool,
-    group_name: str,
-) -> Gradients:
+def _(grad_y: Tensor, skip_gradient: Tensor | None, x: Tensor, *rest: Any) -> Gradients:
+    weight, bias, alpha, *_ = rest
     return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias), torch.empty_like(alpha)
 
 

@@ -148,25 +148,8 @@ def _forward(
 
 
 @unitization_convolution.register_fake
-def _(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    alpha: Tensor,
-    norm_divisor: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    eps: float,
-    relu: bool,
-    compiled: bool,
-    keep_output: bool,
-    group_name: str,
-) -> tuple[Tensor, ...]:
+def _(x: Tensor, residual: Tensor | None, *rest: Any) -> Outputs:
+    *_, conv_weight, conv_bias, stride, padding, dilation, groups, _, _, _, keep_output, _ = rest
     samples, channels = x.shape[:2]
     out = torch.ops.aten.convolution(
         torch.empty_like(x), conv_weight, conv_bias, stride, padding, dilation, False, [0, 0], groups
@@ -234,28 +217,8 @@ unitization_convolution_backward = torch.library.custom_op(
 
 
 @unitization_convolution_backward.register_fake
-def _(
-    grad_out: Tensor,
-    skip_gradient: Tensor | None,
-    x: Tensor,
-    y: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    alpha: Tensor,
-    norm_divisor: Tensor,
-    conv_weight: Tensor,
-    saved: list[Tensor],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    eps: float,
-    relu: bool,
-    compiled: bool,
-    keep_output: bool,
-    group_name: str,
-    has_conv_bias: bool,
-) -> tuple[Tensor, ...]:
+def _(grad_out: Tensor, skip_gradient: Tensor | None, x: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    weight, bias, alpha, _, conv_weight, *_, has_conv_bias = rest
     grads = [torch.empty_like(value) for value in (x, weight, bias, alpha, conv_weight)]
     return (*grads, x.new_empty(conv_weight.shape[0] if has_conv_bias else 0))
 
