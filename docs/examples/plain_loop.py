@@ -32,6 +32,7 @@ for step in range(3):
     loss.backward()
     optimizer.step()
     print(f"step {step}: loss {loss.item():.3f}")
-torch.save(model.state_dict(), "plain_loop.pt")  # alpha and the norm divisors are in it
+if not distributed or torch.distributed.get_rank() == 0:  # all ranks at once would tear the file
+    torch.save(model.state_dict(), "plain_loop.pt")  # alpha and the norm divisors are in it
 if distributed:
     torch.distributed.destroy_process_group()

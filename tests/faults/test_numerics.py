@@ -252,7 +252,9 @@ def test_step_that_cannot_be_judged_can_only_stop(tmp_path: Path, policy: str) -
         check_supported(config(tmp_path, f"health.on_nonfinite={policy}", "train.engine=deepspeed"))
 
 
-def test_error_of_the_start_is_in_log_and_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_the_start_is_in_log_and_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ValueError("a fault put in by a test")
 
@@ -262,6 +264,9 @@ def test_error_of_the_start_is_in_log_and_summary(tmp_path: Path, monkeypatch: p
     (run / "status.json").write_text('{"state": "starting", "step": 3, "reason": ""}\n')
     with pytest.raises(ValueError, match="a fault put in"):
         train(config(tmp_path))
+    out = capsys.readouterr().out
+    assert "steps to run" in out, "what will be run is said before the monitor's first look, which may take minutes"
+    assert ("takes a first look" in out) == (config(tmp_path).analysis.every_epochs > 0)
     status = json.loads((run / "status.json").read_text())
     assert status == {"state": "failed", "step": 3, "reason": "a fault put in by a test"}
     assert "at step 0 (start): ValueError: a fault put in by a test" in (run / "failure.txt").read_text()

@@ -169,3 +169,10 @@ def test_mistakes_are_found_before_the_cluster_is_asked(
 ) -> None:
     with pytest.raises(ConfigError, match=part):
         dry_run(small(*overrides), simulated_world(ranks, per_node), num_samples=1000)
+
+
+@pytest.mark.parametrize(("gpus", "steps"), [(1, 8), (2, 4), (4, 2), (8, 1)])
+def test_finetuning_recipe_starts_on_the_gpus_that_its_head_names(gpus: int, steps: int) -> None:
+    config = load_config("recipes/finetune_bn.yaml", [f"train.accumulation_steps={steps}"])
+    split = split_batch(config, simulated_world(gpus, None))
+    assert split.per_rank_batch_size * split.sync_group_size == 64

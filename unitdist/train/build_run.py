@@ -150,6 +150,8 @@ def build_in(
     engines.prepare(engine, module, optimizer)
     if config.train.ema_decay is not None:
         run.average = WeightAverage(module, config.train.ema_decay)
+    if world.is_main:
+        print(introduction(run), flush=True)  # the monitor's first look may take minutes on a CPU
     run.monitor = build_monitor(config, module, world, device=engine.device, agreed=partial(agreed, world))
     if checkpoint is not None:
         load(run, checkpoint)
@@ -244,8 +246,29 @@ def check_sizes(config: Config, train_loader: Loader) -> None:
         )
 
 
+def introduction(run: Run) -> str:
+    """What will be run, in a few lines."""
+    config, world = run.config, run.engine.world
+    ignored = run.train_loader.ignored + run.val_loader.ignored
+    others = f" ({counted(ignored, 'other file')} ignored)" if ignored else ""
+    peak = peak_learning_rate(config.optim, global_batch_size=config.data.global_batch_size)
+    statistics = run.split.sync_group_size * run.split.per_rank_batch_size
+    text = (
+        f"{config.model.name} ({config.model.norm}, {run.num_parameters:,} parameters) on {world.size} x {run.engine.device.type}, "
+        f"{config.train.engine}, {config.train.precision}; run folder {run.folder.path}\n"
+        f"batch {run.split.in_words(config, world)}; statistics over {counted(statistics, 'image')}; peak lr {peak:g}\n"
+        f"{run.train_loader.num_samples:,} training and {run.val_loader.num_samples:,} validation images, "
+        f"{counted(config.model.num_classes, 'class', 'classes')}{others}; "
+        f"{counted(config.train.epochs, 'epoch')} x {counted(run.steps_per_epoch, 'step')}, "
+        f"{counted(run.total_steps, 'step')} to run"
+    )
+    if config.analysis.every_epochs:
+        text += "\nthe live monitor takes a first look at the network (analysis.every_epochs=0 leaves it out)"
+    return text
+
+
 def open_records(run: Run, differences: list[str], resources: ExitStack) -> None:
-    """Rank 0: write the resolved config, open metrics, TensorBoard and progress, and say what will be run.
+    """Rank 0: write the resolved config, open metrics, TensorBoard and progress, and say from where the run goes on.
 
     differences: in what the checkpoint's job differed.
     """
@@ -268,20 +291,6 @@ def open_records(run: Run, differences: list[str], resources: ExitStack) -> None
     run.progress = Progress(total_steps=run.total_steps, done_steps=state.step, shown=True)
     resources.callback(run.board.close)
     resources.callback(run.progress.close)
-    world = run.engine.world
-    ignored = run.train_loader.ignored + run.val_loader.ignored
-    others = f" ({counted(ignored, 'other file')} ignored)" if ignored else ""
-    peak = peak_learning_rate(config.optim, global_batch_size=config.data.global_batch_size)
-    statistics = run.split.sync_group_size * run.split.per_rank_batch_size
-    run.progress.say(
-        f"{config.model.name} ({config.model.norm}, {run.num_parameters:,} parameters) on {world.size} x {run.engine.device.type}, "
-        f"{config.train.engine}, {config.train.precision}; run folder {run.folder.path}\n"
-        f"batch {run.split.in_words(config, world)}; statistics over {counted(statistics, 'image')}; peak lr {peak:g}\n"
-        f"{run.train_loader.num_samples:,} training and {run.val_loader.num_samples:,} validation images, "
-        f"{counted(config.model.num_classes, 'class', 'classes')}{others}; "
-        f"{counted(config.train.epochs, 'epoch')} x {counted(run.steps_per_epoch, 'step')}, "
-        f"{counted(run.total_steps, 'step')} to run"
-    )
     if not state.step and config.model.init_from is not None:
         run.progress.say(f"started from the weights in {config.model.init_from}")
     if state.step:
