@@ -18,9 +18,10 @@ def test_audit_proves_exactly_once_for_each_source(packed: Path, sample_data: Pa
             code, output, _ = run_data("audit", folder, "--source", source, "--world", world, "--batch", batch)
             steps, left_out = divmod(192, world * batch)
             assert code == 0
-            expected = f"epoch 2: {steps} steps x {world} ranks x {batch} images, none twice, {left_out} left out"
+            ranks = f"{world} rank{'s' if world > 1 else ''}"
+            expected = f"epoch 2: {steps} steps x {ranks} x {batch} images, none twice, {left_out} left out"
             assert expected in output
-            assert f"each of 192 images exactly once on {world} ranks" in output
+            assert f"each of 192 images exactly once on {ranks}" in output
 
 
 def test_audit_finds_a_repeated_sample(sample_data: Path, run_data: RunData, monkeypatch: pytest.MonkeyPatch) -> None:
