@@ -2,8 +2,12 @@
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import yaml
@@ -53,6 +57,17 @@ def test_workflow_and_pre_commit_call_the_one_check() -> None:
     asked = {option for command in runs for option in re.findall(r"--(\w+)", command) if "check.py" in command}
     assert asked == options - {"slow"}
     assert len(calls) == 5 and all(set(re.findall(r"--(\w+)", command)) <= options for command in calls)
+
+
+def test_style_is_the_same_after_the_commands_of_the_readme(tmp_path: Path) -> None:
+    """Ruff takes a folder of the root for a module of ours, and then wants other import blocks."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(ROOT / "tools", tmp_path / "tools", ignore=shutil.ignore_patterns("__pycache__"))
+    for left in ("sample_data", "sample_small", "runs", "exported", "site"):
+        (tmp_path / left).mkdir()
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "tools"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
 
 
 def test_readme_is_short_and_has_a_picture() -> None:
