@@ -9,7 +9,7 @@ to report if function and operator differ in a bit on random data.
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,13 @@ def check_equal(x: Tensor, grad_y: Tensor) -> None:
         raise SystemExit("the layer's function and its operator differ: no time is reported")
 
 
-def repeated(function: Callable[[Tensor], Tensor], x: Tensor, grad_y: Tensor) -> Callable[[], None]:
+def repeated(function: Callable[[Tensor], Tensor], way: Any, x: Tensor, grad_y: Tensor) -> Callable[[], None]:
+    """CALLS calls of `function` within the context that `way()` makes."""
+
     def work() -> None:
-        for _ in range(CALLS):
-            function(x).backward(grad_y)
+        with way():
+            for _ in range(CALLS):
+                function(x).backward(grad_y)
 
     return work
 
@@ -105,14 +108,17 @@ def main() -> int:
     check_equal(x.requires_grad_(), grad_y)
     layer, norm = Unitization2d(SHAPE[1], activation="relu", norm_divisor=16), nn.BatchNorm2d(SHAPE[1])
 
-    def operator(x: Tensor) -> Tensor:
+    def operator() -> Any:
         # The function moves the running statistics within `normalize`, the operator's caller afterwards.
-        with through_the_operator(update_running_statistics=lambda *_: None):
-            return layer(x)
+        return through_the_operator(update_running_statistics=lambda *_: None)
 
-    forms = {"batchnorm": lambda x: torch.relu(norm(x)), "function": layer, "operator": operator}
+    forms = {
+        "batchnorm": (lambda x: torch.relu(norm(x)), nullcontext),
+        "function": (layer, nullcontext),
+        "operator": (layer, operator),
+    }
     with empty_passes():
-        steps = {name: repeated(form, x, grad_y) for name, form in forms.items()}
+        steps = {name: repeated(form, way, x, grad_y) for name, (form, way) in forms.items()}
         times = time_interleaved(steps, options.rounds, device)
     for name in times:
         seen = ratio(times, name, "operator")

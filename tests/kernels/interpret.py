@@ -10,16 +10,19 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from triton.runtime.interpreter import GridExecutor
 
 from unitdist import Unitization2d
 from unitdist.kernels import passes, plain, triton_nhwc
 from unitdist.kernels.parameters import Parameters, Running, Saved
 from unitdist.layers import normalize_and_convolve
+from unitdist.layers import unitization as layers
 
 SHAPES = [
     (1, 1, 1, 1), (1, 1, 5, 3), (2, 1, 3, 3), (1, 7, 1, 9), (3, 5, 4, 7), (2, 64, 7, 7), (5, 65, 3, 3), (2, 130, 3, 3),
@@ -142,7 +145,7 @@ def running_statistics() -> dict[str, float]:
 
 def layer_errors() -> dict[str, float]:
     """The whole layer, operator and autograd included, on the kernels against itself on the plain path."""
-    originals, errors = passes._takes_triton, {}
+    originals, errors = (passes._takes_triton, passes._triton_can_move), {}
     for residual in (False, True):
         for training in (True, False):
             torch.manual_seed(0)
@@ -152,8 +155,9 @@ def layer_errors() -> dict[str, float]:
             conv = torch.nn.Conv2d(20, 4, 1)
             x, addend = (torch.randn(3, 20, 5, 6).contiguous(memory_format=torch.channels_last) for _ in range(2))
             results = []
-            for takes in (lambda x, compiled: triton_nhwc.takes(x), originals):
-                passes._takes_triton = takes
+            kernels = (lambda x, compiled: triton_nhwc.takes(x), lambda running: True)
+            for doors in (kernels, originals):
+                passes._takes_triton, passes._triton_can_move = doors
                 for one_node in (False, True):
                     layer = copy.deepcopy(plain_layer)
                     leaves = [x.clone().requires_grad_(), *layer.parameters(), addend.clone().requires_grad_()]
@@ -165,17 +169,47 @@ def layer_errors() -> dict[str, float]:
                         out = (conv(out[0]), out[1]) if residual else conv(out)
                     loss = (out[0].square().sum() + out[1].pow(3).sum()) if residual else out.square().sum()
                     grads = torch.autograd.grad(loss, leaves if residual else leaves[:-1])
-                    results.append([loss.detach(), *grads, layer.running_mean, layer.running_var])
+                    results.append([loss.detach(), *grads, *layer.buffers()])
             want = results[2]
             for name, have in (("layer", results[0]), ("one node", results[1])):
                 worst = max(relative_error(a, b) for a, b in zip(have, want, strict=True))
                 errors[f"{name} residual={residual} training={training}"] = worst
-    passes._takes_triton = originals
+    passes._takes_triton, passes._triton_can_move = originals
     return errors
 
 
+def launches() -> dict[str, list[int]]:
+    """Kernels that one training layer starts, [forward, backward]: called eagerly, and through its operator."""
+    counted: list[str] = []
+    start = GridExecutor.__call__
+
+    def count(self: Any, *args: Any, **kwargs: Any) -> Any:
+        counted.append(self.fn.__name__)
+        return start(self, *args, **kwargs)
+
+    found = {}
+    x = torch.randn(3, 20, 5, 6).contiguous(memory_format=torch.channels_last)
+    doors = {
+        passes: {"_takes_triton": lambda x, compiled: triton_nhwc.takes(x), "_triton_can_move": lambda running: True},
+        GridExecutor: {"__call__": count},
+    }
+    with ExitStack() as stack:
+        for place, attributes in doors.items():
+            for name, value in attributes.items():
+                stack.enter_context(patch.object(place, name, value))
+        for way, eagerly in (("eager", True), ("operator", False)):
+            layer = Unitization2d(20, activation="relu", norm_divisor=30)
+            with patch.object(layers, "runs_eagerly", lambda x, eagerly=eagerly: eagerly):
+                y = layer(x.clone().requires_grad_())
+            forward = len(counted)
+            y.sum().backward()
+            found[way] = [forward, len(counted) - forward]
+            counted.clear()
+    return found
+
+
 def main() -> None:
-    results: dict[str, Any] = {"running": running_statistics(), "layer": layer_errors()}
+    results: dict[str, Any] = {"running": running_statistics(), "layer": layer_errors(), "launches": launches()}
     for index, shape in enumerate(SHAPES):
         for dtype in DTYPES:
             values = math.prod(shape) // shape[1]  # of one there is no variance, and no gradient to compare with

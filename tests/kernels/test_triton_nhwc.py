@@ -78,6 +78,10 @@ def test_layer_and_one_node_on_the_kernels_equal_the_plain_path(interpreted: Any
     assert {name: error for name, error in interpreted["layer"].items() if not error < 2e-5} == {}
 
 
+def test_a_layer_starts_three_kernels_each_way_and_its_operator_one_more(interpreted: Any) -> None:
+    assert interpreted["launches"] == {"eager": [3, 3], "operator": [4, 3]}
+
+
 def test_every_kernel_compiles_for_sm_90_with_vectorized_loads(tmp_path: Path) -> None:
     found = run_script("compile_for_hopper", tmp_path, TRITON_DEFAULT_FP_FUSION="1")
     assert len(found) == 13
